@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine file says of itself, and how files are written so that a killed build leaves nothing half-written.
+
+A cpu engine is an ONNX file, a cuda engine a safetensors file; both carry the metadata inside. A TensorRT plan stays
+plain and has it in `<engine>.json` beside it. The metadata is one JSON object; `EngineInfo` is its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers.config import BertConfig, Layout, Precision
+from helpers.errors import BertError, EngineMismatch, InputError
+
+METADATA_KEY = "demobert_engine"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """Backend, shapes, model and text settings of an engine."""
+
+    backend: str  # "tensorrt", "cuda" or "cpu"
+    layout: Layout
+    precision: Precision
+    batch_sizes: tuple[int, ...]
+    sequence_lengths: tuple[int, ...]
+    config: BertConfig
+    vocab: str | None = None  # one token a line, as vocab.txt; None when the builder was given none
+    lower_case: bool = True
+    weights_digest: str = ""
+    weights_source: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    gpu: str | None = None  # name and compute capability the engine is bound to; None for any machine
+    details: dict[str, Any] = field(default_factory=dict)  # what only its backend reads
+    created: str = ""
+
+    @property
+    def max_batch(self) -> int:
+        return max(self.batch_sizes)
+
+    @property
+    def max_length(self) -> int:
+        return max(self.sequence_lengths)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> EngineInfo:
+        """Return the parsed metadata; raise EngineMismatch for another format or damaged content."""
+        try:
+            values = json.loads(text)
+            found = values.pop("format")
+            if found != FORMAT:
+                raise EngineMismatch(f"{path} has engine format {found}, this version reads format {FORMAT}; build the engine again")
+            config = BertConfig.from_dict(values.pop("config"))
+            for name in ("batch_sizes", "sequence_lengths"):
+                values[name] = tuple(values[name])
+            return cls(config=config, **values)
+        except BertError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise EngineMismatch(f"the metadata of {path} cannot be read ({error!r}); build the engine again") from error
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        return (
+            f"{self.backend} engine, {self.precision}, {self.layout}, batch sizes {list(self.batch_sizes)}, "
+            f"sequence lengths {list(self.sequence_lengths)}"
+        )
+
+
+def text_digest(text: str) -> str:
+    """Return a short digest of a vocabulary, for comparison and messages."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_info(path: str | Path) -> EngineInfo:
+    """Return the metadata of an engine file of any backend.
+
+    Raises InputError when there is no such file, EngineMismatch when it is no engine of ours. A plan without metadata
+    (made by trtexec or the old demo) is not an error of this function's: see `is_bare_plan`.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        what = "is a directory" if path.is_dir() else "does not exist"
+        raise InputError(f"the engine {path} {what}; build one with builder.py -o {path}, or correct -e/--engine")
+    sidecar = Path(f"{path}.json")
+    if sidecar.is_file():
+        return EngineInfo.from_json(_read_text(sidecar), sidecar)
+    try:
+        with path.open("rb") as file:
+            text = _safetensors_metadata(file) or _onnx_metadata(file)
+    except OSError as error:
+        raise InputError(f"the engine {path} cannot be read ({error.strerror}); check its permissions") from error
+    if text is None:
+        raise EngineMismatch(
+            f"{path} is no engine of builder.py or builder_varseqlen.py ({path.stat().st_size} bytes without engine metadata); "
+            "build it again from its checkpoint"
+        )
+    return EngineInfo.from_json(text, path)
+
+
+def is_bare_plan(path: str | Path) -> bool:
+    """Return whether a file is a TensorRT plan without our metadata beside it."""
+    path = Path(path)
+    if not path.is_file() or Path(f"{path}.json").exists():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in (b"ftrt", b"ptrt")  # the magic words of TensorRT 8-11 plans
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); build the engine again") from error
+
+
+def _safetensors_metadata(file: Any) -> str | None:
+    """Return our entry of a safetensors header: 8 bytes length, little-endian, then JSON."""
+    file.seek(0)
+    head = file.read(9)
+    if len(head) < 9 or head[8:9] != b"{":
+        return None
+    length = struct.unpack("<Q", head[:8])[0]
+    if length > 100_000_000:  # the limit of the format's own library
+        return None
+    try:
+        header = json.loads(b"{" + file.read(length - 1))
+        return header.get("__metadata__", {}).get(METADATA_KEY)
+    except (ValueError, AttributeError):
+        return None
+
+
+def _onnx_metadata(file: Any) -> str | None:
+    """Return our entry of an ONNX file's metadata_props without reading its weights.
+
+    Walks the top-level fields of the protobuf message (onnx.proto: graph = 7, metadata_props = 14) and seeks over all others.
+    """
+    file.seek(0)
+    while (tag := _varint(file)) is not None:
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            if _varint(file) is None:
+                return None
+        elif kind == 2:
+            length = _varint(file)
+            if length is None:
+                return None
+            if number != 14:
+                file.seek(length, os.SEEK_CUR)
+                continue
+            entry = file.read(length)
+            prefix = b"\x0a" + bytes([len(METADATA_KEY)]) + METADATA_KEY.encode() + b"\x12"
+            if entry.startswith(prefix):
+                value = entry[len(prefix) :]
+                while value[0] & 0x80:  # the varint length of the value
+                    value = value[1:]
+                return value[1:].decode()
+        else:
+            return None
+    return None
+
+
+def _varint(file: Any) -> int | None:
+    """Return the next protobuf base-128 number of a file; None at its end or where there is none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            return None
+        value |= (byte[0] & 0x7F) << shift
+        if not byte[0] & 0x80:
+            return value
+    return None
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+
+    Creates the directory. Raises InputError where the place cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path} is a directory; give the name of a file to write")
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place with -o") from error
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
