@@ -3,9 +3,11 @@
 
 A backend is a module of this package with three functions:
 
-    check() -> None                              raise MissingDependency when this machine cannot run it
+    check() -> None                                raise MissingDependency when this machine cannot run its engines
     build(config, weights, options, info) -> None  write an engine to options.output, atomically, `info` as its metadata
-    load(path, info, options) -> Session         open an engine for running
+    load(path, info, options) -> Session           open an engine for running
+
+and, where building needs less than running does, a fourth: check_build() -> None.
 """
 
 from __future__ import annotations
@@ -77,7 +79,8 @@ def choose(name: str = "auto") -> str:
     Raises MissingDependency when the one asked for cannot work here.
     """
     if name != "auto":
-        module(name).check()
+        backend = module(name)
+        getattr(backend, "check_build", backend.check)()
         return name
     reasons = []
     for candidate in BACKENDS:
