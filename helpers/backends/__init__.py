@@ -41,6 +41,7 @@ class Session(Protocol):
 
     info: EngineInfo
     concurrency: int  # how many `run` calls at the same time, from as many threads, make the machine busy
+    batch_size: int  # windows a run that give the highest throughput, for callers without a wish of their own
 
     def run(self, batch: Batch) -> np.ndarray:
         """Return start and end logits, float32 (tokens, 2). May be called from several threads."""

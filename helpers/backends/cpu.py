@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cpu backend: one standard ONNX file, executed by OpenVINO, or by ONNX Runtime where OpenVINO is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.backends import LoadOptions, Session
+from helpers.batching import Batch
+from helpers.config import BertConfig, BuildOptions
+from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
+from helpers.errors import EngineMismatch, MissingDependency, UsageError
+from helpers.weights import Weights
+
+INSTALL = "pip install openvino (or onnxruntime)"
+
+
+def check() -> None:
+    """Raise MissingDependency when neither runtime is installed."""
+    if not any(importlib.util.find_spec(name) for name in ("openvino", "onnxruntime")):
+        raise MissingDependency(f"the cpu backend needs OpenVINO or ONNX Runtime, neither is installed; {INSTALL}")
+
+
+def check_build() -> None:
+    """Raise MissingDependency when engines cannot be written."""
+    if not importlib.util.find_spec("onnx"):
+        raise MissingDependency("building a cpu engine needs the onnx package; pip install onnx")
+
+
+def build(config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
+    """Write the ONNX file with the engine's metadata."""
+    check_build()
+    import onnx
+
+    from helpers.backends.cpu_graph import GraphBuilder
+
+    if options.fp8:
+        raise UsageError("the cpu backend has no FP8 arithmetic; give --int8, or build for a GPU with --backend cuda")
+    builder = GraphBuilder(config, weights, options.int8, options.force_int8_multihead, options.force_int8_skipln)
+    model = builder.model()
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    with written_whole(options.output) as temporary:
+        onnx.save_model(model, str(temporary))
+
+
+def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
+    """Open an engine with the runtime that is asked for, or the first that is installed."""
+    installed = [name for name in ("openvino", "onnxruntime") if importlib.util.find_spec(name)]
+    wanted = installed[0] if options.cpu_runtime == "auto" else options.cpu_runtime
+    if wanted not in installed:
+        raise MissingDependency(f"--cpu-runtime {wanted} is not installed; pip install {wanted}")
+    try:
+        return OpenVinoSession(path, info, options) if wanted == "openvino" else OnnxRuntimeSession(path, info, options)
+    except Exception as error:  # each runtime raises types of its own for a damaged file
+        first = str(error).strip().splitlines()
+        raise EngineMismatch(f"{wanted} cannot load the engine {path} ({first[-1] if first else error!r}); build it again") from error
+
+
+def cpus() -> int:
+    """Return how many CPUs this process may use: its affinity, and the container's quota (cgroup v2) where one is set."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return count
+
+
+def cache_directory() -> Path:
+    """Return where compiled models are kept: under XDG_CACHE_HOME, ~/.cache by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demobert" / "openvino"
+
+
+class _PaddedSession:
+    """What both runtimes share: batches are padded to their longest sequence on the way in and unpadded on the way out."""
+
+    batch_size = 8  # windows a run that gives the highest throughput, measured on 2 cores; docs/decisions.md
+
+    def __init__(self, path: Path, info: EngineInfo) -> None:
+        self.path, self.info, self.concurrency = path, info, 1
+
+    def run(self, batch: Batch) -> np.ndarray:
+        ids, segments, mask = batch.pad()
+        return batch.unpad(self._infer({"input_ids": ids, "segment_ids": segments, "input_mask": mask}))
+
+    def _infer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        raise NotImplementedError
+
+    def _wants_16_bits(self) -> bool:
+        return self.info.precision == "fp16" or bool(self.info.details.get("fp16"))
+
+
+class OpenVinoSession(_PaddedSession):
+    """The engine compiled by OpenVINO for this CPU; one infer request a calling thread."""
+
+    def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
+        super().__init__(path, info)
+        import openvino
+
+        core = openvino.Core()
+        properties: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY" if options.latency else "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": self._precision(core, options),
+        }
+        if threads := options.threads or (cpus() if cpus() < (os.cpu_count() or 1) else None):
+            properties["INFERENCE_NUM_THREADS"] = threads
+        if options.streams:
+            properties["NUM_STREAMS"] = options.streams
+        self._cache(core, options)
+        self._compiled = core.compile_model(str(path), "CPU", properties)
+        self.concurrency = 1 if options.latency else int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.precision = properties["INFERENCE_PRECISION_HINT"]
+        self._requests = threading.local()
+
+    def _precision(self, core: Any, options: LoadOptions) -> str:
+        """Return the arithmetic type of what is not INT8: 16 bits if the engine asks for them and the CPU multiplies them."""
+        if not self._wants_16_bits():
+            return "f32"
+        capable = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        # BF16 first: where a CPU has both (AMX), its BF16 products are the faster ones.
+        for capability, hint, name in (("BF16", "bf16", "bfloat16"), ("FP16", "f16", "float16")):
+            if capability in capable:
+                options.log(f"16-bit arithmetic on this CPU: {name}")
+                return hint
+        options.log("this CPU has no 16-bit arithmetic: running in FP32")
+        return "f32"
+
+    @staticmethod
+    def _cache(core: Any, options: LoadOptions) -> None:
+        """Keep compiled models between runs, the newest few of them."""
+        directory = cache_directory()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            newest_first = sorted(directory.glob("*.blob"), key=lambda blob: -blob.stat().st_mtime)
+            for blob in newest_first[8:]:
+                blob.unlink(missing_ok=True)
+            core.set_property({"CACHE_DIR": str(directory)})
+        except OSError as error:
+            options.log(f"compiled models are not cached: {directory} cannot be written ({error.strerror})")
+
+    def _infer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = self._compiled.create_infer_request()
+        output: np.ndarray = request.infer(inputs, share_inputs=True, share_outputs=True)[0]
+        return output  # a view of the request's buffer: `unpad` copies it before the next run of this thread
+
+    def describe(self) -> dict[str, Any]:
+        import openvino
+
+        return {
+            "device": cpu_name(),
+            "runtime": f"OpenVINO {openvino.__version__.split('-')[0]}",
+            "arithmetic": self.precision,
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "streams": int(self._compiled.get_property("NUM_STREAMS")),
+        }
+
+
+class OnnxRuntimeSession(_PaddedSession):
+    """The engine run by ONNX Runtime; always FP32 beside INT8 products."""
+
+    batch_size = 16
+
+    def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
+        super().__init__(path, info)
+        import onnxruntime
+
+        if self._wants_16_bits():
+            options.log("ONNX Runtime has no 16-bit arithmetic on CPUs: running in FP32; pip install openvino for it")
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        self.threads = options.threads or cpus()
+        settings.intra_op_num_threads = self.threads
+        self._session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+
+    def _infer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        output: np.ndarray = self._session.run(["logits_out"], inputs)[0]
+        return output
+
+    def describe(self) -> dict[str, Any]:
+        import onnxruntime
+
+        return {
+            "device": cpu_name(),
+            "runtime": f"ONNX Runtime {onnxruntime.__version__}",
+            "arithmetic": "f32",
+            "threads": self.threads,
+            "streams": 1,
+        }
+
+
+def cpu_name() -> str:
+    """Return the processor's model name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()

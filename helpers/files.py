@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading the user's text and JSON files, with one sentence for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from helpers.errors import InputError
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """Return a UTF-8 file (a byte order mark is dropped); `what` names it in the message of the InputError."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the {what} {path} is not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
+    except OSError as error:
+        raise InputError(f"the {what} {path} cannot be read ({error.strerror or error}); correct the path") from error
+    except ValueError as error:  # a NUL in the path
+        raise InputError(f"the {what} {path!r} cannot be read ({error}); correct the path") from error
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Return a parsed JSON file."""
+    text = read_text(path, what)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the {what} {path} is not valid JSON ({error}); it may be cut off, fetch it again") from error

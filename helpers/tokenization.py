@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT's tokenization over the `tokenizers` library, with the place of every word piece in the original text.
+
+The rules are those of google-research/bert: clean, space out CJK, lower-case and strip accents (uncased models), split at
+punctuation, then greedy longest-match word pieces. Special tokens typed by a user are split like any text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from helpers.engine_file import text_digest
+from helpers.errors import InputError, MissingDependency
+from helpers.files import read_text
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+LONGEST_WORD = 200  # characters; a longer word is [UNK]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Word pieces of one text: ids, and the characters [start, end) of the text each came from; int32 (pieces,) each."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class FullTokenizer:
+    """Texts to word pieces, by one vocabulary.
+
+    vocab: one token a line, line number = id; a repeated token keeps the last id.
+    """
+
+    def __init__(self, vocab: str, lower_case: bool = True, where: str = "the vocabulary") -> None:
+        try:
+            from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        except ModuleNotFoundError as error:
+            raise MissingDependency("tokenization needs the tokenizers package; pip install tokenizers") from error
+        self.vocab, self.lower_case = vocab, lower_case
+        self.ids = {line.strip(): number for number, line in enumerate(vocab.rstrip("\n").split("\n"))}
+        missing = [token for token in ("[CLS]", "[SEP]", "[UNK]") if token not in self.ids]
+        if missing:
+            raise InputError(f"{where} is no BERT vocabulary: it lacks {', '.join(missing)}; give the model's vocab.txt with -v")
+        self.cls_id, self.sep_id = self.ids["[CLS]"], self.ids["[SEP]"]
+        self._tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+        self._tokenizer.normalizer = normalizers.BertNormalizer(
+            clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lower_case
+        )
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    @classmethod
+    def from_file(cls, path: str | Path, lower_case: bool | None = None) -> FullTokenizer:
+        """Read vocab.txt; casing, when not given, comes from the tokenizer_config.json beside it (uncased without one)."""
+        path = Path(path)
+        text = read_text(path, "vocabulary")
+        return cls(text, casing_beside(path) if lower_case is None else lower_case, f"the vocabulary {path}")
+
+    @property
+    def digest(self) -> str:
+        return text_digest(self.vocab)
+
+    @property
+    def largest_id(self) -> int:
+        return max(self.ids.values())
+
+    def encode(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the word pieces of every text, in order; several texts are worked on by all cores."""
+        # A lone surrogate is no text; BERT drops it like the replacement character that stands in for it here.
+        clean = [_SURROGATES.sub("\ufffd", text) for text in texts]
+        result = []
+        for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False):
+            offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            result.append(Tokens(np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1]))
+        return result
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the word pieces of a text as strings."""
+        tokens: list[str] = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False).tokens
+        return tokens
+
+    def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Return the ids of word pieces; raise InputError for one that the vocabulary lacks."""
+        tokens = list(tokens)
+        missing = [token for token in tokens if token not in self.ids]
+        if missing:
+            raise InputError(f"the vocabulary has no token {missing[0]!r}; tokenize the text with this vocabulary")
+        return [self.ids[token] for token in tokens]
+
+
+def casing_beside(vocab_file: Path) -> bool:
+    """Return do_lower_case of the tokenizer_config.json beside a vocabulary; True without one."""
+    path = vocab_file.parent / "tokenizer_config.json"
+    if not path.is_file():
+        return True
+    try:
+        values = json.loads(read_text(path, "tokenizer configuration"))
+        return bool(values.get("do_lower_case", True))
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); mend it, or give --cased or --uncased") from error
