@@ -6,12 +6,10 @@ Reads parsed JSON only and needs only the standard library; the scripts in squad
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from helpers.errors import InputError
@@ -51,16 +49,6 @@ def f1(prediction: str, gold: str) -> float:
 def best_over(metric: Metric, prediction: str, golds: Sequence[str]) -> float:
     """Return the best score over the gold answers; where there are none, the right answer is the empty string."""
     return max(metric(prediction, gold) for gold in (golds or [""]))
-
-
-def read_json(path: str | Path) -> Any:
-    """Parse a UTF-8 JSON file (a byte order mark is allowed); raise InputError if that cannot be done."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file ({error}); give the complete UTF-8 file") from error
 
 
 def gold_answers(dataset: Any) -> Golds:

@@ -16,7 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from any directory
 
 from helpers.errors import BertError, InputError
-from helpers.squad_metrics import gold_answers, read_json
+from helpers.files import read_json
+from helpers.squad_metrics import gold_answers
 
 Paragraph = dict[str, Any]
 SAMPLE = Path(__file__).resolve().parents[1] / "squad" / "dev-sample-1000.json"
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="number of questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="start of the random choice (default: %(default)s)")
     args = parser.parse_args(arguments)
-    dataset = read_json(args.dataset)
+    dataset = read_json(args.dataset, "dataset")
     gold_answers(dataset)  # refuses what is not a SQuAD file
     if not all(isinstance(p.get("context"), str) for article in dataset["data"] for p in article["paragraphs"]):
         raise InputError(f"{args.dataset} has a paragraph without a context; give a complete SQuAD file")

@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from any directory
 
 from helpers.errors import BertError
-from helpers.squad_metrics import evaluate_v11, gold_answers, missing_note, read_json
+from helpers.files import read_json
+from helpers.squad_metrics import evaluate_v11, gold_answers, missing_note
 
 TITLE = "TensorRT BERT SQuAD accuracy against the reference"
 EPILOG = """stdout: one line that starts "&&&& PASSED" (F1 is at least REFERENCE_F1 minus the tolerance) or "&&&& FAILED",
@@ -59,7 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    dataset, predictions = read_json(args.dataset), read_json(args.predictions)
+    dataset, predictions = read_json(args.dataset, "dataset"), read_json(args.predictions, "prediction file")
     scores = evaluate_v11(dataset, predictions)
 
     golds = gold_answers(dataset)

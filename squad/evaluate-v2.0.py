@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs 
 
 from helpers import squad_metrics as metrics
 from helpers.errors import BertError, InputError, MissingDependency
+from helpers.files import read_json
 
 EPILOG = """result (JSON, indented): exact, f1, total; the same as HasAns_* and NoAns_* where there are such questions; with
 --na-prob-file also best_exact, best_exact_thresh, best_f1 and best_f1_thresh: the best totals that any threshold gives, and
@@ -69,8 +70,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     plt = import_pyplot() if args.out_image_dir else None
-    dataset, predictions = metrics.read_json(args.dataset), metrics.read_json(args.predictions)
-    na_probs = metrics.read_json(args.na_prob_file) if args.na_prob_file else None
+    dataset, predictions = read_json(args.dataset, "dataset"), read_json(args.predictions, "prediction file")
+    na_probs = read_json(args.na_prob_file, "no-answer file") if args.na_prob_file else None
     limit = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
     result: dict[str, float] = metrics.evaluate_v20(dataset, predictions, na_probs, limit)
 
@@ -119,7 +120,7 @@ def draw(plt: Any, folder: Path, golds: metrics.Golds, predictions: dict[str, st
         values = [value for key, value in known.items() if bool(golds[key]) == answerable]
         if values:
             figure, axes = plt.subplots()
-            axes.hist(values, bins=20, range=(0, 1), weights=[1 / len(values)] * len(values))
+            axes.hist(values, bins=20, range=(min(0, *values), max(1, *values)), weights=[1 / len(values)] * len(values))
             axes.set(xlabel="probability of no answer", ylabel="share of the questions", title=f"{name}: {len(values)} questions")
             figure.savefig(folder / f"na_prob_hist_{name}.png")
             plt.close(figure)

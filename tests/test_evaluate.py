@@ -132,13 +132,13 @@ def test_v11_says_what_it_assumes(run: Run) -> None:
     [
         (None, {}, ["data.json", "cannot be read"]),
         (dataset(ANSWERS), None, ["predictions.json", "cannot be read"]),
-        (dataset(ANSWERS), '{"q1": "Yor', ["predictions.json", "not a JSON file"]),
+        (dataset(ANSWERS), '{"q1": "Yor', ["predictions.json", "not valid JSON"]),
         (dataset(ANSWERS), ["York"], ["JSON object"]),
         (dataset(ANSWERS), {"q1": 7}, ["'q1'", "7"]),
         ({"data": [{"paragraphs": 3}]}, {}, ["SQuAD file"]),
         ([1], {}, ["SQuAD file"]),
         (dataset({}), {}, ["no questions"]),
-        ("[" * 100000, {}, ["data.json", "not a JSON file"]),
+        ("[" * 100000, {}, ["data.json", "not valid JSON"]),
     ],
 )
 def test_unusable_files_give_one_sentence(run: Run, script: str, data: Any, predictions: Any, words: list[str]) -> None:
