@@ -62,7 +62,7 @@ def run(root: Path, tmp_path: Path) -> Run:
     def run_script(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {"PATH": str(root / "bin"), "LOG": str(root / "log"), "CONTENT": CONTENT, **environment}
         command = [str(root / "bin" / "bash"), str(root / "scripts" / script), *words]
-        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
 
     return run_script
 
