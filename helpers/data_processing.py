@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,31 +135,36 @@ def _owners(spans: Sequence[tuple[int, int]], pieces: int) -> np.ndarray:
     return owner
 
 
-@dataclass
-class Candidates:
-    """Answer spans of one question, gathered window by window; spans are piece indices in the passage, both inclusive."""
+@dataclass(frozen=True)
+class Spans:
+    """Answer spans found in one window: piece indices in the passage, both inclusive, and their logits; all (spans,).
 
-    begins: list[np.ndarray] = field(default_factory=list)
-    ends: list[np.ndarray] = field(default_factory=list)
-    start_logits: list[np.ndarray] = field(default_factory=list)
-    end_logits: list[np.ndarray] = field(default_factory=list)
-    null: tuple[float, float] | None = None  # start and end logit of [CLS] in the window where their sum is smallest
+    null: start and end logit of [CLS], the score of there being no answer.
+    """
 
-    def add(self, window: Window, logits: np.ndarray, options: WindowOptions) -> None:
-        """Take the spans of a window's logits, (length, 2)."""
-        start_logits, end_logits = logits[:, 0], logits[:, 1]
-        if self.null is None or start_logits[0] + end_logits[0] < sum(self.null):
-            self.null = (float(start_logits[0]), float(end_logits[0]))
-        begins = _in_text(_best_indices(start_logits, options.n_best_size), window)
-        ends = _in_text(_best_indices(end_logits, options.n_best_size), window)
-        begins = begins[window.owned[begins]]
-        lengths = ends[None, :] - begins[:, None] + 1
-        rows, columns = np.nonzero((lengths >= 1) & (lengths <= options.max_answer_length))
-        begins, ends = begins[rows], ends[columns]
-        self.begins.append(begins + window.first_piece)
-        self.ends.append(ends + window.first_piece)
-        self.start_logits.append(start_logits[begins + window.text_begin])
-        self.end_logits.append(end_logits[ends + window.text_begin])
+    begins: np.ndarray
+    ends: np.ndarray
+    start_logits: np.ndarray
+    end_logits: np.ndarray
+    null: tuple[float, float]
+
+
+def find_spans(window: Window, logits: np.ndarray, options: WindowOptions) -> Spans:
+    """Return the spans between the n best starts and the n best ends of a window's logits, (length, 2)."""
+    start_logits, end_logits = logits[:, 0], logits[:, 1]
+    begins = _in_text(_best_indices(start_logits, options.n_best_size), window)
+    ends = _in_text(_best_indices(end_logits, options.n_best_size), window)
+    begins = begins[window.owned[begins]]
+    lengths = ends[None, :] - begins[:, None] + 1
+    rows, columns = np.nonzero((lengths >= 1) & (lengths <= options.max_answer_length))
+    begins, ends = begins[rows], ends[columns]
+    return Spans(
+        begins + window.first_piece,
+        ends + window.first_piece,
+        start_logits[begins + window.text_begin],
+        end_logits[ends + window.text_begin],
+        (float(start_logits[0]), float(end_logits[0])),
+    )
 
 
 def _best_indices(logits: np.ndarray, count: int) -> np.ndarray:
@@ -199,17 +204,19 @@ class NBest:
     null_odds: float
 
 
-def choose_answers(candidates: Candidates, passage: str, pieces: Tokens, options: WindowOptions) -> NBest:
-    """Return the n best answers over all windows of a question.
+def choose_answers(found: Sequence[Spans], passage: str, pieces: Tokens, options: WindowOptions) -> NBest:
+    """Return the n best answers over all windows of a question, `found` in the order of the windows.
 
     Spans with the same text are merged, the best-scored place stands. The probability is the softmax of start + end logit over
     the kept answers. With squad_v2 the empty answer takes part, and leads where it wins by more than the threshold.
     """
     spans: Iterable[tuple[int, int, float, float]] = ()
-    if candidates.begins:
-        columns = [np.concatenate(part) for part in (candidates.begins, candidates.ends, candidates.start_logits, candidates.end_logits)]
-        order = np.argsort(-(columns[2].astype(np.float64) + columns[3]), kind="stable")
-        spans = ((int(columns[0][i]), int(columns[1][i]), float(columns[2][i]), float(columns[3][i])) for i in order)
+    if found:
+        begins, ends, starts, stops = (
+            np.concatenate([getattr(window, name) for window in found]) for name in ("begins", "ends", "start_logits", "end_logits")
+        )
+        order = np.argsort(-(starts.astype(np.float64) + stops), kind="stable")
+        spans = ((int(begins[i]), int(ends[i]), float(starts[i]), float(stops[i])) for i in order)
     kept: dict[str, tuple[int, int, float, float]] = {}
     for begin, end, start_logit, end_logit in spans:
         first, last = int(pieces.starts[begin]), int(pieces.ends[end])
@@ -218,7 +225,7 @@ def choose_answers(candidates: Candidates, passage: str, pieces: Tokens, options
             kept[text] = (first, last, start_logit, end_logit)
             if len(kept) == options.n_best_size:
                 break
-    null = candidates.null or (0.0, 0.0)
+    null = min((window.null for window in found), key=sum, default=(0.0, 0.0))
     best = next(iter(kept.values()), None)
     null_odds = float("inf") if best is None else sum(null) - best[2] - best[3]
     if options.squad_v2 or not kept:

@@ -83,10 +83,10 @@ class TypedNetwork:
         return self._norm(norm, self.graph.elementwise(self.to_fp32(x), residual, "SUM"), name)
 
     def _norm(self, norm: str, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Return the normalised tensor and the next residual, in FP32: the sum x itself in Megatron models, else the former."""
+        """Return the normalised tensor and the next residual, FP32: the sum x itself in Megatron models, else the former again."""
         gamma, beta = self.weights[f"{norm}_gamma"], self.weights[f"{norm}_beta"]
-        y = self.graph.layer_norm(x, gamma, beta, self.config.layer_norm_eps, self.tokens.rank, name)
-        return self.from_fp32(y), x if self.options.megatron else y
+        y = self.from_fp32(self.graph.layer_norm(x, gamma, beta, self.config.layer_norm_eps, self.tokens.rank, name))
+        return y, x if self.options.megatron else self.to_fp32(y)
 
     # products ---------------------------------------------------------------------------------------------------------------
 

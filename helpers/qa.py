@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Question answering with any engine, from text to answers: the Python API that the scripts use too.
+
+    from helpers import QuestionAnswerer
+    qa = QuestionAnswerer("engines/demo.engine")
+    print(qa("What is TensorRT?", "TensorRT is a high performance ..."))
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from helpers import backends
+from helpers.backends import LoadOptions
+from helpers.batching import pack
+from helpers.config import BertConfig
+from helpers.data_processing import (
+    Answer,
+    Example,
+    NBest,
+    Spans,
+    Window,
+    WindowOptions,
+    choose_answers,
+    find_spans,
+    make_windows,
+)
+from helpers.engine_file import EngineInfo, is_bare_plan, read_info, text_digest
+from helpers.errors import EngineMismatch, InputError, UsageError
+from helpers.tokenization import FullTokenizer, Tokens
+
+__all__ = ["Answer", "NBest", "QuestionAnswerer", "WindowOptions"]
+
+# Windows gathered before they are sorted by length and run. Enough that batches of one length form (padding under 3 % on SQuAD
+# at batch 8), few enough that memory stays flat and that tokenizing one chunk hides behind running another.
+CHUNK_WINDOWS = 1024
+
+
+@dataclass
+class Statistics:
+    """What a run did: counts, and where the wall time went, in seconds."""
+
+    questions: int = 0
+    windows: int = 0
+    tokens: int = 0
+    tokenize: float = 0.0  # text to windows
+    wait: float = 0.0  # for the engine, nothing else left to do
+    choose: float = 0.0  # logits to answers
+    engine: float = 0.0  # inside the engine, all threads together
+
+
+@dataclass
+class _Asked:
+    """A question on its way: its windows become spans, its spans an answer."""
+
+    example: Example
+    pieces: Tokens  # of the passage
+    windows: list[Window]
+    found: dict[int, Spans] = field(default_factory=dict)  # by the window's number
+
+
+class _Ran(NamedTuple):
+    """What one run of the engine did."""
+
+    windows: int
+    tokens: int
+    seconds: float
+
+
+class QuestionAnswerer:
+    """An engine with its vocabulary and window settings, ready for questions.
+
+    engine: an engine file of any backend.
+    vocab_file: needed only for an engine that carries no vocabulary; a different one than the engine's is refused.
+    lower_case: overrides the engine's casing.
+    window: WindowOptions; its sequence_length is the engine's longest by default.
+    batch_size: windows a run; by default what the engine runs fastest.
+
+    Raises BertError: InputError (no such file, wrong vocabulary), EngineMismatch, MissingDependency, UsageError.
+    """
+
+    def __init__(
+        self,
+        engine: str | Path,
+        vocab_file: str | Path | None = None,
+        *,
+        window: WindowOptions | None = None,
+        batch_size: int | None = None,
+        lower_case: bool | None = None,
+        load: LoadOptions | None = None,
+    ) -> None:
+        self.info = engine_info(engine)
+        self.window = window or WindowOptions(sequence_length=self.info.max_length)
+        if self.window.sequence_length > self.info.max_length:
+            raise EngineMismatch(
+                f"the engine {engine} takes at most {self.info.max_length} word pieces, a window of {self.window.sequence_length} was "
+                f"asked for; give -s {self.info.max_length} or less, or build with -s {self.window.sequence_length}"
+            )
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"-b/--batch-size {batch_size} is too small; give 1 or more")
+        self.tokenizer = _tokenizer(engine, self.info, vocab_file, lower_case)
+        self.session = backends.load(engine, self.info, load or LoadOptions())
+        self.batch_size = batch_size or self.session.batch_size
+        self.statistics = Statistics()
+
+    def __call__(self, question: str, passage: str) -> Answer:
+        """Return the best answer; raise InputError for an empty question or passage."""
+        return self.n_best(question, passage).answers[0]
+
+    def n_best(self, question: str, passage: str) -> NBest:
+        """Return the answers to one question, best first."""
+        for what, text in (("question", question), ("passage", passage)):
+            if not text.strip():
+                raise InputError(f"the {what} is empty; give it some text")
+        return next(iter(self.answer_all([Example("", question, passage)])))[1]
+
+    def answer_all(self, examples: Iterable[Example], progress: Callable[[int], Any] | None = None) -> Iterator[tuple[Example, NBest]]:
+        """Yield every question with its answers, in order, while later ones are still being worked on.
+
+        A passage that follows itself is tokenized once for all its questions. progress is called with the number of questions
+        finished. Memory does not grow with the number of questions. A passage without any text gives the empty answer.
+        """
+        with ThreadPoolExecutor(self.session.concurrency) as pool:
+            running: tuple[list[_Asked], list[Future[_Ran]]] | None = None
+            for chunk in self._chunks(examples):
+                submitted = chunk, self._submit(pool, chunk)
+                if running:
+                    yield from self._finish(*running, progress)
+                running = submitted
+            if running:
+                yield from self._finish(*running, progress)
+
+    def _chunks(self, examples: Iterable[Example]) -> Iterator[list[_Asked]]:
+        """Yield questions with their windows, in groups of about CHUNK_WINDOWS windows."""
+        chunk: list[_Asked] = []
+        windows = 0
+        stream = iter(examples)
+        known: dict[str, Tokens] = {}
+        while group := list(itertools.islice(stream, 64)):
+            begin = time.perf_counter()
+            distinct = list(dict.fromkeys(example.passage for example in group if example.passage not in known))
+            tokens = self.tokenizer.encode([example.question for example in group] + distinct)
+            known |= dict(zip(distinct, tokens[len(group) :], strict=True))
+            for example, question in zip(group, tokens, strict=False):
+                pieces = known[example.passage]
+                asked = _Asked(example, pieces, make_windows(question, pieces, self.tokenizer, self.window))
+                chunk.append(asked)
+                windows += len(asked.windows)
+                if windows >= CHUNK_WINDOWS:
+                    self.statistics.tokenize += time.perf_counter() - begin
+                    yield chunk
+                    chunk, windows, begin = [], 0, time.perf_counter()
+            last = group[-1].passage
+            known = {last: known[last]}  # its questions may go on in the next group
+            self.statistics.tokenize += time.perf_counter() - begin
+        if chunk:
+            yield chunk
+
+    def _submit(self, pool: ThreadPoolExecutor, chunk: list[_Asked]) -> list[Future[_Ran]]:
+        """Start the windows of a chunk, batched by length, longest first so that the runs that end last are short ones."""
+        items = [(asked, number) for asked in chunk for number in range(len(asked.windows))]
+        items.sort(key=lambda item: -len(item[0].windows[item[1]].ids))
+        groups = [items[begin : begin + self.batch_size] for begin in range(0, len(items), self.batch_size)]
+        return [pool.submit(self._run, group) for group in groups]
+
+    def _run(self, items: list[tuple[_Asked, int]]) -> _Ran:
+        """Run one batch and leave the spans it finds with their questions."""
+        begin = time.perf_counter()
+        windows = [asked.windows[number] for asked, number in items]
+        batch = pack([window.ids for window in windows], [window.segments for window in windows])
+        logits = self.session.run(batch)
+        seconds = time.perf_counter() - begin
+        if not np.isfinite(logits).all():
+            raise EngineMismatch(
+                f"the {self.info.precision} engine gave logits that are not finite numbers; build it again with a wider precision "
+                "(--fp16 instead of --int8, or neither)"
+            )
+        for (asked, number), first, last in zip(items, batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
+            asked.found[number] = find_spans(asked.windows[number], logits[first:last], self.window)
+        return _Ran(batch.size, batch.tokens, seconds)
+
+    def _finish(
+        self, chunk: list[_Asked], futures: list[Future[_Ran]], progress: Callable[[int], Any] | None
+    ) -> Iterator[tuple[Example, NBest]]:
+        """Wait for a chunk and yield its answers in the order of the questions."""
+        begin = time.perf_counter()
+        for future in futures:
+            ran = future.result()
+            self.statistics.windows += ran.windows
+            self.statistics.tokens += ran.tokens
+            self.statistics.engine += ran.seconds
+        self.statistics.wait += time.perf_counter() - begin
+        for asked in chunk:
+            begin = time.perf_counter()
+            found = [asked.found[number] for number in range(len(asked.windows))]
+            best = choose_answers(found, asked.example.passage, asked.pieces, self.window)
+            self.statistics.choose += time.perf_counter() - begin
+            self.statistics.questions += 1
+            if progress:
+                progress(1)
+            yield asked.example, best
+
+
+def engine_info(path: str | Path) -> EngineInfo:
+    """Return what an engine file says of itself; for a TensorRT plan made elsewhere, what its tensors say."""
+    if is_bare_plan(path):
+        info: EngineInfo = backends.module("tensorrt").bare_info(Path(path))
+        return info
+    return read_info(path)
+
+
+def _tokenizer(engine: str | Path, info: EngineInfo, vocab_file: str | Path | None, lower_case: bool | None) -> FullTokenizer:
+    """Return the tokenizer of an engine; the engine's own vocabulary, or the given one if it is the same."""
+    if vocab_file is None:
+        if info.vocab is None:
+            raise UsageError(f"the engine {engine} carries no vocabulary; give the model's vocab.txt with -v/--vocab-file")
+        return FullTokenizer(info.vocab, info.lower_case if lower_case is None else lower_case, f"the vocabulary of {engine}")
+    casing = info.lower_case if lower_case is None and info.vocab is not None else lower_case
+    tokenizer = FullTokenizer.from_file(vocab_file, casing)
+    if info.vocab is not None and tokenizer.digest != text_digest(info.vocab):
+        raise EngineMismatch(
+            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one {engine} was built "
+            f"with ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out, or give the model's own"
+        )
+    check_vocabulary(tokenizer, info.config, f"the vocabulary {vocab_file}")
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: FullTokenizer, config: BertConfig, where: str) -> None:
+    """Raise InputError when a vocabulary has ids that the model's embedding table lacks."""
+    if tokenizer.largest_id >= config.vocab_size:
+        raise InputError(
+            f"{where} has {tokenizer.largest_id + 1} lines, the model's embedding table {config.vocab_size} rows; "
+            "give the vocab.txt that belongs to the checkpoint"
+        )
