@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a script starts and ends: arguments in, one sentence on stderr and an exit status out, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from helpers.errors import BertError
+from helpers.options import parse
+
+INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+
+
+def log(line: str) -> None:
+    """Tell the user something on stderr; results alone go to stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int | None, unit: str) -> Any:
+    """Return a tqdm bar on stderr with the time left, silent when that is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True)
+
+
+def run_script(command: str, module: str) -> NoReturn:
+    """Run `main(arguments)` of a helpers module as a command and end the process with its status."""
+
+    def call(arguments: argparse.Namespace) -> None:
+        import importlib
+
+        importlib.import_module(module).main(command, arguments)
+
+    sys.exit(status_of(lambda: call(parse(command))))
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """Run the work of a script and return its exit status; errors of the BertError family become one line on stderr."""
+    _unbreakable_output()
+    signal.signal(signal.SIGTERM, _end)  # so that `finally` blocks remove what is half-written
+    try:
+        work()
+        sys.stdout.flush()
+        return 0
+    except BertError as error:
+        log(f"error: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        log("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        log("error: out of memory; give a smaller -b/--batch-size or a shorter -s/--sequence-length")
+        return BertError.status
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _unbreakable_output() -> None:
+    """Let text that the terminal's encoding lacks be printed escaped rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
