@@ -29,10 +29,10 @@ def check() -> None:
 def build(config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
     """Write a TensorRT plan to options.output and its metadata to `<output>.json`."""
     from helpers import cuda_utils
-    from helpers.backends.trt import build as builder
+    from helpers.backends.trt import engine_builder
 
     gpu = cuda_utils.open_gpu()
-    builder.build(config, weights, options, info, builder.Gpu(gpu.name, gpu.sm))
+    engine_builder.build(config, weights, options, info, engine_builder.Gpu(gpu.name, gpu.sm))
 
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT's number types in NumPy: rounding to FP16, BF16, FP8 E4M3 and INT8, with a tag that says which type a value has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FLOATS = ("FLOAT", "HALF", "BF16")
+
+
+@dataclass
+class Value:
+    """An array and its TensorRT type. Floating types and eight-bit codes are kept as float32 arrays of rounded numbers."""
+
+    array: np.ndarray
+    dtype: str
+    amax: float | None = None  # dynamic range, where one was set
+    mask_form: str = ""  # "index" or "packed": the embedding plugin's mask encoding
+
+
+def fp16(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(np.float32)
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def fp8(x: np.ndarray) -> np.ndarray:
+    """Round to E4M3: 3 mantissa bits, least exponent -6, largest number 448."""
+    x = np.clip(x, -448, 448).astype(np.float32)
+    exponent = np.maximum(np.frexp(x)[1] - 1, -6)
+    step = np.exp2(exponent.astype(np.float32) - 3)
+    return (np.rint(x / step) * step).astype(np.float32)
+
+
+def int8(x: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(x), -128, 127)
+
+
+ROUND = {"HALF": fp16, "BF16": bf16, "FP8": fp8, "INT8": int8}
+
+
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return an array with the precision of a type."""
+    if dtype in FLOATS or dtype in ROUND:
+        array = np.asarray(array, np.float32)
+        return ROUND[dtype](array) if dtype in ROUND else array
+    return np.asarray(array, {"INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}[dtype])
+
+
+def fake_int8(x: np.ndarray, amax: np.ndarray | float) -> np.ndarray:
+    """Return x on the symmetric INT8 grid of a range."""
+    scale = np.asarray(amax, np.float32) / 127
+    return np.clip(np.rint(x / scale), -128, 127) * scale
