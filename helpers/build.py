@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What builder.py and builder_varseqlen.py do: read a checkpoint, find its ranges, hand both to a backend."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from helpers import __version__, backends
+from helpers.cli import log, progress_bar
+from helpers.config import BertConfig, BuildOptions, Layout
+from helpers.engine_file import EngineInfo
+from helpers.errors import InputError, UsageError
+from helpers.qa import check_vocabulary
+from helpers.tokenization import FullTokenizer
+from helpers.weights import Weights
+from helpers.weights.names import activation_ranges
+
+SOURCES = {"ckpt": "-m/--ckpt", "onnx": "-x/--onnx", "pytorch": "-pt/--pytorch", "pickle": "-pkl/--pickle", "random_weights": "--random-weights"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(command: str, args: argparse.Namespace) -> None:
+    """Build the engine that the command line describes."""
+    began = time.perf_counter()
+    layout: Layout = "packed" if command == "builder_varseqlen" else "padded"
+    options = build_options(args, layout)
+    config = BertConfig.from_dir(args.config_dir)
+    options.check(config)
+    log(f"model configuration: {args.config_dir}")
+    backend = backends.choose(args.backend)
+    log(f"backend: {backend}")
+    weights = read_weights(config, args)
+    log(f"weights: {len(weights.tensors)} tensors, {len(weights.ranges)} ranges from {weights.source}")
+    tokenizer = read_tokenizer(config, args)
+    if options.int8 or options.fp8:
+        weights = with_ranges(config, weights, tokenizer, args, max(options.sequence_lengths))
+    info = EngineInfo(
+        backend=backend,
+        layout=layout,
+        precision=options.precision,
+        batch_sizes=options.batch_sizes,
+        sequence_lengths=options.sequence_lengths,
+        config=config,
+        vocab=tokenizer.vocab if tokenizer else None,
+        lower_case=tokenizer.lower_case if tokenizer else args.lower_case is not False,
+        weights_digest=weights.digest(),
+        weights_source=weights.source,
+        versions=versions(),
+        details={"fp16": options.fp16},
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    log(f"building: {info.describe()}")
+    backends.module(backend).build(config, weights, options, info)
+    size = options.output.stat().st_size / 2**20
+    log(f"saved {options.output} ({size:.1f} MiB) after {time.perf_counter() - began:.1f} s; done")
+
+
+def build_options(args: argparse.Namespace, layout: Layout) -> BuildOptions:
+    """Return what the command line asks of a backend; raise UsageError where it contradicts itself."""
+    if args.fp32 and (args.fp16 or args.bf16 or args.int8 or args.fp8):
+        raise UsageError("--fp32 asks for 32-bit arithmetic only; leave out --fp16, --bf16, --int8 and --fp8")
+    if layout == "packed":
+        batch_sizes, lengths = args.max_batch_size or [1], [args.max_sequence_length]
+    else:
+        batch_sizes, lengths = args.batch_size or [1], args.sequence_length or [128]
+    given = vars(args)
+    return BuildOptions(
+        output=Path(args.output),
+        layout=layout,
+        fp16=args.fp16,
+        bf16=args.bf16,
+        int8=args.int8,
+        fp8=args.fp8,
+        batch_sizes=tuple(sorted(set(batch_sizes))),
+        sequence_lengths=tuple(sorted(set(lengths))),
+        strict=args.strict,
+        workspace_mib=args.workspace_size or (2500 if layout == "padded" else None),
+        interleaved=given.get("interleaved", False),
+        megatron=given.get("megatron", False),
+        sparse=args.sparse,
+        force_fc2_gemm=given.get("force_fc2_gemm", False),
+        force_int8_skipln=given.get("force_int8_skipln", False),
+        force_int8_multihead=given.get("force_int8_multihead", False),
+        timing_cache=Path(args.timing_cache_file) if args.timing_cache_file else None,
+        distributive_independence=given.get("distributive_independence", False),
+        verbose=args.verbose,
+        v3_plugins=args.use_v3_plugins,
+        no_plugins=args.no_plugins,
+    )
+
+
+def read_weights(config: BertConfig, args: argparse.Namespace) -> Weights:
+    """Read the one source of weights that is given; raise UsageError for none or several."""
+    given = [name for name in SOURCES if getattr(args, name, None) is not None]
+    if len(given) != 1:
+        options = " and ".join(SOURCES[name] for name in given)
+        what = f"{options} are given" if given else "no weights are given"
+        raise UsageError(f"{what}; give one of -m/--ckpt, -x/--onnx, -pt/--pytorch or --random-weights")
+    source, value = given[0], getattr(args, given[0])
+    if source == "ckpt":
+        from helpers.weights import tf_checkpoint as reader
+    elif source == "onnx":
+        from helpers.weights import onnx_model as reader  # type: ignore[no-redef]
+    elif source == "pytorch":
+        from helpers.weights import pytorch as reader  # type: ignore[no-redef]
+    elif source == "pickle":
+        from helpers.weights import megatron as reader  # type: ignore[no-redef]
+    else:
+        from helpers.weights import random_weights
+
+        return random_weights.make(config, value)
+    return reader.read(config, value)
+
+
+def read_tokenizer(config: BertConfig, args: argparse.Namespace) -> FullTokenizer | None:
+    """Return the tokenizer whose vocabulary the engine will carry; None where there is no vocab.txt."""
+    path = Path(args.vocab_file) if args.vocab_file else Path(args.config_dir) / "vocab.txt"
+    if not args.vocab_file and not path.is_file():
+        log(f"no vocabulary: {path} does not exist and -v is not given; the inference scripts will need -v")
+        return None
+    tokenizer = FullTokenizer.from_file(path, args.lower_case)
+    check_vocabulary(tokenizer, config, f"the vocabulary {path}")
+    log(f"vocabulary: {path}, {'uncased' if tokenizer.lower_case else 'cased'}")
+    return tokenizer
+
+
+def with_ranges(config: BertConfig, weights: Weights, tokenizer: FullTokenizer | None, args: argparse.Namespace, length: int) -> Weights:
+    """Return the weights with a range for every activation: their own, a cache's, or ones measured now."""
+    if not args.calibrate and all(name in weights.ranges for name in activation_ranges(config)):
+        log("ranges: those of the weights")
+        if args.calib_path or args.squad_json:
+            log("-p/--calib-path and -j/--squad-json have no effect on weights with ranges; give --calibrate to measure them anew")
+        return weights
+    from helpers import calibrator
+
+    percentile = calibrator.PERCENTILE if args.calib_percentile is None else args.calib_percentile
+    if not 50 <= percentile <= 100:
+        raise UsageError(f"--calib-percentile {percentile} is out of range; give 50 to 100")
+    kernels = {name: amax for name, amax in weights.ranges.items() if name.endswith("_kernel_amax")}
+    if args.random_weights is not None:
+        log("ranges: measured on random ids")
+        ranges = calibrator.measure(config, weights, calibrator.random_batches(config, length), percentile)
+        return Weights(weights.tensors, {**kernels, **ranges}, weights.source)
+    if tokenizer is None:
+        raise UsageError("calibration needs the model's vocabulary; give vocab.txt with -v/--vocab-file")
+    squad = squad_file(args.squad_json)
+    settings = calibrator.settings_of(tokenizer, squad, args.calib_num, length, percentile)
+    cache = Path(args.calib_path) if args.calib_path else calibrator.default_cache(config, weights, length)
+    if cache.exists():
+        ranges = calibrator.read_cache(cache, weights, settings, config)
+        log(f"ranges: calibration cache {cache}")
+    else:
+        batches = calibrator.text_batches(squad, tokenizer, args.calib_num, length)
+        log(f"ranges: measured on {len(batches)} questions of {squad}")
+        with progress_bar(len(batches), "questions") as bar:
+            ranges = calibrator.measure(config, weights, batches, percentile, bar.update)
+        calibrator.write_cache(cache, weights, settings, ranges)
+        log(f"calibration cache: {cache}")
+    return Weights(weights.tensors, {**kernels, **ranges}, weights.source)
+
+
+def squad_file(given: str | None) -> Path:
+    """Return the text to calibrate on: the given file, the documented default, or the sample of the repository."""
+    if given:
+        return Path(given)
+    for path in (Path("squad/dev-v1.1.json"), ROOT / "squad" / "dev-v1.1.json", ROOT / "squad" / "dev-sample-1000.json"):
+        if path.is_file():
+            return path
+    raise InputError("there is no text to calibrate on: squad/dev-v1.1.json does not exist; run scripts/download_squad.sh, or give -j FILE")
+
+
+def versions() -> dict[str, str]:
+    """Return this project's version and those of the libraries an engine may depend on."""
+    found = {"demobert": __version__}
+    for name in ("numpy", "onnx", "openvino", "onnxruntime", "tensorrt"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
