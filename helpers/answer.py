@@ -45,7 +45,9 @@ def main(command: str, args: argparse.Namespace) -> None:
 
 def _texts(args: argparse.Namespace) -> tuple[str | None, str | None]:
     """Return passage and question of the command line; raise UsageError where two options give the same one."""
-    passages = [flag for flag, value in (("-p", args.passage), ("-pf", args.passage_file), ("-sq", args.squad_json)) if value is not None]
+    passages = [
+        flag for flag, value in (("-p", args.passage), ("-pf", args.passage_file), ("-sq", args.squad_json)) if value is not None
+    ]
     questions = [flag for flag, value in (("-q", args.question), ("-qf", args.question_file)) if value is not None]
     if len(passages) > 1:
         raise UsageError(f"{' and '.join(passages)} each give a passage; give one of them")
@@ -145,7 +147,9 @@ def _check_writable(args: argparse.Namespace) -> None:
     """Raise InputError before the work when a result file could not be written after it."""
     for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
         if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-            raise InputError(f"{path} cannot be written: it is a directory, or lies in one that does not exist; choose another place")
+            raise InputError(
+                f"{path} cannot be written: it is a directory, or lies in one that does not exist; choose another place"
+            )
 
 
 def answer_squad(qa: QuestionAnswerer, examples: list[Example], args: argparse.Namespace) -> None:
@@ -188,8 +192,9 @@ def report(statistics: Statistics, seconds: float, files: dict[str, str | None],
         print(json.dumps({**{name: path for name, path in files.items() if path}, **facts}))
         return
     for path in filter(None, files.values()):
-        print(f"Predictions are written to {path}" if path == files["predictions"] else f"Written: {path}")
+        print(f"{'Predictions' if path == files['predictions'] else 'Results'} are written to {path}")
     log(
         f"{statistics.questions} questions, {statistics.windows} windows in {seconds:.1f} s: {facts['windows_per_second']} windows/s "
-        f"(tokenizing {statistics.tokenize:.1f} s, waiting for the engine {statistics.wait:.1f} s, choosing answers {statistics.choose:.1f} s)"
+        f"(tokenizing {statistics.tokenize:.1f} s, waiting for the engine {statistics.wait:.1f} s, "
+        f"choosing answers {statistics.choose:.1f} s)"
     )

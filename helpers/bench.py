@@ -41,7 +41,9 @@ def main(command: str, args: argparse.Namespace) -> None:
         lengths = sequence_lengths(size, args.sequence_length, spread, args.random_seed)
         batch = random_batch(lengths, info.config.vocab_size, args.random_seed)
         times = measure(session, batch, args.iterations, args.warm_up_runs, args.duration)
-        records.append({"batch_size": size, "sequence_length": args.sequence_length, "tokens": batch.tokens, **summary(times, size)})
+        records.append(
+            {"batch_size": size, "sequence_length": args.sequence_length, "tokens": batch.tokens, **summary(times, size)}
+        )
     facts = {
         "engine": args.engine,
         "backend": info.backend,

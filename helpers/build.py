@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from helpers import __version__, backends
 from helpers.cli import log, progress_bar
@@ -19,7 +21,13 @@ from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
 
-SOURCES = {"ckpt": "-m/--ckpt", "onnx": "-x/--onnx", "pytorch": "-pt/--pytorch", "pickle": "-pkl/--pickle", "random_weights": "--random-weights"}
+SOURCES = {
+    "ckpt": "-m/--ckpt",
+    "onnx": "-x/--onnx",
+    "pytorch": "-pt/--pytorch",
+    "pickle": "-pkl/--pickle",
+    "random_weights": "--random-weights",
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -101,19 +109,16 @@ def read_weights(config: BertConfig, args: argparse.Namespace) -> Weights:
         what = f"{options} are given" if given else "no weights are given"
         raise UsageError(f"{what}; give one of -m/--ckpt, -x/--onnx, -pt/--pytorch or --random-weights")
     source, value = given[0], getattr(args, given[0])
-    if source == "ckpt":
-        from helpers.weights import tf_checkpoint as reader
-    elif source == "onnx":
-        from helpers.weights import onnx_model as reader  # type: ignore[no-redef]
-    elif source == "pytorch":
-        from helpers.weights import pytorch as reader  # type: ignore[no-redef]
-    elif source == "pickle":
-        from helpers.weights import megatron as reader  # type: ignore[no-redef]
-    else:
-        from helpers.weights import random_weights
+    from helpers.weights import onnx_model, pytorch, random_weights, tf_checkpoint
 
-        return random_weights.make(config, value)
-    return reader.read(config, value)
+    readers: dict[str, Callable[[BertConfig, Any], Weights]] = {
+        "ckpt": tf_checkpoint.read,
+        "onnx": onnx_model.read,
+        "pytorch": pytorch.read,
+        "pickle": pytorch.read_megatron,
+        "random_weights": random_weights.make,
+    }
+    return readers[source](config, value)
 
 
 def read_tokenizer(config: BertConfig, args: argparse.Namespace) -> FullTokenizer | None:
@@ -128,7 +133,9 @@ def read_tokenizer(config: BertConfig, args: argparse.Namespace) -> FullTokenize
     return tokenizer
 
 
-def with_ranges(config: BertConfig, weights: Weights, tokenizer: FullTokenizer | None, args: argparse.Namespace, length: int) -> Weights:
+def with_ranges(
+    config: BertConfig, weights: Weights, tokenizer: FullTokenizer | None, args: argparse.Namespace, length: int
+) -> Weights:
     """Return the weights with a range for every activation: their own, a cache's, or ones measured now."""
     if not args.calibrate and all(name in weights.ranges for name in activation_ranges(config)):
         log("ranges: those of the weights")
@@ -170,7 +177,9 @@ def squad_file(given: str | None) -> Path:
     for path in (Path("squad/dev-v1.1.json"), ROOT / "squad" / "dev-v1.1.json", ROOT / "squad" / "dev-sample-1000.json"):
         if path.is_file():
             return path
-    raise InputError("there is no text to calibrate on: squad/dev-v1.1.json does not exist; run scripts/download_squad.sh, or give -j FILE")
+    raise InputError(
+        "there is no text to calibrate on: squad/dev-v1.1.json does not exist; run scripts/download_squad.sh, or give -j FILE"
+    )
 
 
 def versions() -> dict[str, str]:

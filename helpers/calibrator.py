@@ -49,7 +49,11 @@ class Histogram:
 
 
 def measure(
-    config: BertConfig, weights: Weights, batches: Iterable[Batch], percentile: float, progress: Callable[[int], Any] = lambda done: None
+    config: BertConfig,
+    weights: Weights,
+    batches: Iterable[Batch],
+    percentile: float,
+    progress: Callable[[int], Any] = lambda done: None,
 ) -> dict[str, np.ndarray]:
     """Return the range of every activation that a quantised engine rounds."""
     names = set(activation_ranges(config))
@@ -116,7 +120,9 @@ def read_cache(path: Path, weights: Weights, settings: dict[str, Any], config: B
         raise InputError(f"{path} is no calibration cache of this version; {remedy}")
     if content.get("weights") != weights.digest():
         found = str(content.get("weights"))[:12]
-        raise EngineMismatch(f"the calibration cache {path} belongs to weights {found}, these are {weights.digest()[:12]}; {remedy}")
+        raise EngineMismatch(
+            f"the calibration cache {path} belongs to weights {found}, these are {weights.digest()[:12]}; {remedy}"
+        )
     cached = content.get("settings", {})
     for name, value in settings.items():
         if value is not None and cached.get(name) != value:

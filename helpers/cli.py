@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a script starts and ends: arguments in, one sentence on stderr and an exit status out, never a traceback for a user's mistake."""
+"""How a script starts and ends: arguments in, one sentence on stderr and an exit status out; no traceback for a user's mistake."""
 
 from __future__ import annotations
 

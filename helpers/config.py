@@ -64,7 +64,9 @@ class BertConfig:
         elif act in _ACTIVATIONS:
             known["activation"] = _ACTIVATIONS[act]
         else:
-            raise InputError(f"{where} has hidden_act {act!r}; only the GELU forms gelu, gelu_new and gelu_pytorch_tanh are supported")
+            raise InputError(
+                f"{where} has hidden_act {act!r}; only the GELU forms gelu, gelu_new and gelu_pytorch_tanh are supported"
+            )
         return cls(**known)
 
     @classmethod

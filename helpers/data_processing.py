@@ -35,7 +35,9 @@ def read_squad(path: str | Path) -> list[Example]:
             for question in paragraph["qas"]
         ]
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is not in SQuAD format ({error!r}); it needs data > paragraphs > context, qas > id, question") from error
+        raise InputError(
+            f"{path} is not in SQuAD format ({error!r}); it needs data > paragraphs > context, qas > id, question"
+        ) from error
     if not examples:
         raise InputError(f"the SQuAD file {path} holds no questions; give a file with some")
     if not all(isinstance(example.question, str) and isinstance(example.passage, str) for example in examples):

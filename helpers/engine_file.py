@@ -61,7 +61,9 @@ class EngineInfo:
             values = json.loads(text)
             found = values.pop("format")
             if found != FORMAT:
-                raise EngineMismatch(f"{path} has engine format {found}, this version reads format {FORMAT}; build the engine again")
+                raise EngineMismatch(
+                    f"{path} has engine format {found}, this version reads format {FORMAT}; build the engine again"
+                )
             config = BertConfig.from_dict(values.pop("config"))
             for name in ("batch_sizes", "sequence_lengths"):
                 values[name] = tuple(values[name])

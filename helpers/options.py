@@ -64,7 +64,11 @@ OPTIONS = (
     _option("--random-weights", on=BUILDERS, type=int, metavar="SEED", help="made-up weights, to benchmark any bert_config.json"),
     _option("-c", "--config-dir", on=BUILDERS, required=True, metavar="DIR", help="directory that holds bert_config.json"),
     _option(
-        "-v", "--vocab-file", on=BUILDERS, metavar="FILE", help="WordPiece vocabulary, kept in the engine (default: vocab.txt in -c)"
+        "-v",
+        "--vocab-file",
+        on=BUILDERS,
+        metavar="FILE",
+        help="WordPiece vocabulary, kept in the engine (default: vocab.txt in -c)",
     ),
     # What is built
     _option("-o", "--output", on=BUILDERS, required=True, metavar="FILE", help="engine file to write"),
@@ -112,13 +116,20 @@ OPTIONS = (
         help="longest sequence (default: 128)",
     ),
     _option("--fp32", on=BUILDERS, help="32-bit arithmetic: the default", **_FLAG),
-    _option("-f", "--fp16", on=BUILDERS, help="allow 16-bit arithmetic (on CPUs bfloat16 or float16, where the CPU has it)", **_FLAG),
+    _option(
+        "-f", "--fp16", on=BUILDERS, help="allow 16-bit arithmetic (on CPUs bfloat16 or float16, where the CPU has it)", **_FLAG
+    ),
     _option("--bf16", on=BUILDERS, help="16-bit arithmetic as bfloat16 (TensorRT without plugins)", **_FLAG),
     _option("-i", "--int8", on=BUILDERS, help="allow INT8, with the weights' own ranges or calibrated ones", **_FLAG),
     _option("--fp8", on=BUILDERS, help="allow FP8, with the same ranges (GPUs of compute capability 8.9 and later)", **_FLAG),
     _option("-t", "--strict", on=BUILDERS, help="obey precision requests (TensorRT)", **_FLAG),
     _option(
-        "-w", "--workspace-size", on=BUILDERS, type=whole(1), metavar="MIB", help="TensorRT workspace (default: 2500; varseqlen: no limit)"
+        "-w",
+        "--workspace-size",
+        on=BUILDERS,
+        type=whole(1),
+        metavar="MIB",
+        help="TensorRT workspace (default: 2500; varseqlen: no limit)",
     ),
     _option("-iln", "--force-int8-skipln", on="builder", help="INT8 into and out of the residual additions", **_FLAG),
     _option("-imh", "--force-int8-multihead", on="builder", help="INT8 into and out of the attention", **_FLAG),
@@ -130,11 +141,23 @@ OPTIONS = (
     _option("--distributive_independence", on="builder", help="TensorRT builder flag of that name; one profile", **_FLAG),
     _option("--verbose", on=BUILDERS, help="log all TensorRT says", **_FLAG),
     _option("--use-v3-plugins", on=BUILDERS, group="plugins", help="TensorRT plugins of the V3 interface", **_FLAG),
-    _option("--use-deprecated-plugins", on=BUILDERS, group="plugins", help="TensorRT plugins of the V2 interface: the default", **_FLAG),
-    _option("--no-plugins", on=BUILDERS, group="plugins", help="strongly typed TensorRT network; always so on TensorRT 11", **_FLAG),
+    _option(
+        "--use-deprecated-plugins", on=BUILDERS, group="plugins", help="TensorRT plugins of the V2 interface: the default", **_FLAG
+    ),
+    _option(
+        "--no-plugins", on=BUILDERS, group="plugins", help="strongly typed TensorRT network; always so on TensorRT 11", **_FLAG
+    ),
     # Calibration
-    _option("-j", "--squad-json", on=BUILDERS, metavar="FILE", help="text to calibrate on (default: squad/dev-v1.1.json, else the sample)"),
-    _option("-n", "--calib-num", on=BUILDERS, type=whole(1), default=100, metavar="N", help="questions to calibrate on (default: 100)"),
+    _option(
+        "-j",
+        "--squad-json",
+        on=BUILDERS,
+        metavar="FILE",
+        help="text to calibrate on (default: squad/dev-v1.1.json, else the sample)",
+    ),
+    _option(
+        "-n", "--calib-num", on=BUILDERS, type=whole(1), default=100, metavar="N", help="questions to calibrate on (default: 100)"
+    ),
     _option("-p", "--calib-path", on=BUILDERS, metavar="FILE", help="calibration cache (default: a name with the model's digest)"),
     _option("--calibrate", on=BUILDERS, help="measure the ranges even if the weights bring some", **_FLAG),
     _option(
@@ -160,11 +183,29 @@ OPTIONS = (
         help="where the answers to a SQuAD file go (default: ./predictions.json)",
     ),
     _option("-v", "--vocab-file", on=INFERENCES, metavar="FILE", help="WordPiece vocabulary, for engines that carry none"),
-    _option("-b", "--batch-size", on=INFERENCES, type=whole(1), metavar="N", help="windows a run (default: what the engine runs fastest)"),
-    _option("-s", "--sequence-length", on=INFERENCES, type=whole(5), metavar="N", help="window length (default: the engine's longest)"),
+    _option(
+        "-b",
+        "--batch-size",
+        on=INFERENCES,
+        type=whole(1),
+        metavar="N",
+        help="windows a run (default: what the engine runs fastest)",
+    ),
+    _option(
+        "-s", "--sequence-length", on=INFERENCES, type=whole(5), metavar="N", help="window length (default: the engine's longest)"
+    ),
     _option("--doc-stride", on=INFERENCES, type=whole(1), default=128, metavar="N", help="from window to window (default: 128)"),
-    _option("--max-query-length", on=INFERENCES, type=whole(1), default=64, metavar="N", help="question word pieces kept (default: 64)"),
-    _option("--max-answer-length", on=INFERENCES, type=whole(1), default=30, metavar="N", help="longest answer in word pieces (default: 30)"),
+    _option(
+        "--max-query-length", on=INFERENCES, type=whole(1), default=64, metavar="N", help="question word pieces kept (default: 64)"
+    ),
+    _option(
+        "--max-answer-length",
+        on=INFERENCES,
+        type=whole(1),
+        default=30,
+        metavar="N",
+        help="longest answer in word pieces (default: 30)",
+    ),
     _option("--n-best-size", on=INFERENCES, type=whole(1), default=20, metavar="N", help="candidates kept (default: 20)"),
     _option("--n-best-file", on=INFERENCES, metavar="FILE", help="write the candidates of every SQuAD question, with scores"),
     _option("--squad-v2", on=INFERENCES, help="allow the answer that there is none", **_FLAG),
@@ -176,16 +217,49 @@ OPTIONS = (
         metavar="X",
         help="with --squad-v2: no answer when its score beats the best answer's by more (default: 0)",
     ),
-    _option("--na-prob-file", on=INFERENCES, metavar="FILE", help="write every question's no-answer probability, for evaluate-v2.0.py -n"),
-    _option("--cased", on=BUILDERS + INFERENCES, group="casing", dest="lower_case", action="store_false", default=None, help="keep case and accents"),
-    _option("--uncased", on=BUILDERS + INFERENCES, group="casing", dest="lower_case", action="store_true", default=None, help="lower-case, strip accents"),
+    _option(
+        "--na-prob-file",
+        on=INFERENCES,
+        metavar="FILE",
+        help="write every question's no-answer probability, for evaluate-v2.0.py -n",
+    ),
+    _option(
+        "--cased",
+        on=BUILDERS + INFERENCES,
+        group="casing",
+        dest="lower_case",
+        action="store_false",
+        default=None,
+        help="keep case and accents",
+    ),
+    _option(
+        "--uncased",
+        on=BUILDERS + INFERENCES,
+        group="casing",
+        dest="lower_case",
+        action="store_true",
+        default=None,
+        help="lower-case, strip accents",
+    ),
     # Measuring
-    _option("-b", "--batch-size", on=PERFS, type=whole(1), action="append", metavar="N", help="batch size; repeatable (default: 1)"),
+    _option(
+        "-b", "--batch-size", on=PERFS, type=whole(1), action="append", metavar="N", help="batch size; repeatable (default: 1)"
+    ),
     _option("-s", "--sequence-length", on=PERFS, type=whole(5), default=128, metavar="N", help="sequence length (default: 128)"),
     _option("-i", "--iterations", on=PERFS, type=whole(1), default=200, metavar="N", help="timed runs (default: 200)"),
     _option("-w", "--warm-up-runs", on=PERFS, type=whole(0), default=10, metavar="N", help="untimed runs before (default: 10)"),
-    _option("-d", "--duration", on=PERFS, type=float, default=0.0, metavar="S", help="go on for this many seconds at least (default: 0)"),
-    _option("-r", "--random-seed", on=PERFS, type=whole(0), default=12345, metavar="N", help="seed of the made-up input (default: 12345)"),
+    _option(
+        "-d", "--duration", on=PERFS, type=float, default=0.0, metavar="S", help="go on for this many seconds at least (default: 0)"
+    ),
+    _option(
+        "-r",
+        "--random-seed",
+        on=PERFS,
+        type=whole(0),
+        default=12345,
+        metavar="N",
+        help="seed of the made-up input (default: 12345)",
+    ),
     _option(
         "--lengths",
         on="perf_varseqlen",
@@ -194,9 +268,7 @@ OPTIONS = (
         help="sequence lengths: spread like SQuAD's up to -s, or all of -s (default: squad)",
     ),
     # Running
-    _option(
-        "--enable-graph", on=("inference_c", *PERFS), help="run through a CUDA graph (cuda and tensorrt engines)", **_FLAG
-    ),
+    _option("--enable-graph", on=("inference_c", *PERFS), help="run through a CUDA graph (cuda and tensorrt engines)", **_FLAG),
     _option(
         "--cpu-runtime",
         on=INFERENCES + PERFS,
@@ -205,7 +277,9 @@ OPTIONS = (
         help="what executes a cpu engine (default: OpenVINO, ONNX Runtime where it is not installed)",
     ),
     _option("--threads", on=INFERENCES + PERFS, type=whole(1), metavar="N", help="CPU threads (default: all cores)"),
-    _option("--streams", on=INFERENCES + PERFS, type=whole(1), metavar="N", help="CPU inferences at the same time (default: chosen)"),
+    _option(
+        "--streams", on=INFERENCES + PERFS, type=whole(1), metavar="N", help="CPU inferences at the same time (default: chosen)"
+    ),
     _option("--json", on=INFERENCES + PERFS, help="print the result as JSON", **_FLAG),
 )
 

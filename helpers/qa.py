@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Question answering with any engine, from text to answers: the Python API that the scripts use too.
 
-    from helpers import QuestionAnswerer
-    qa = QuestionAnswerer("engines/demo.engine")
-    print(qa("What is TensorRT?", "TensorRT is a high performance ..."))
+from helpers import QuestionAnswerer
+qa = QuestionAnswerer("engines/demo.engine")
+print(qa("What is TensorRT?", "TensorRT is a high performance ..."))
 """
 
 from __future__ import annotations
@@ -99,10 +99,11 @@ class QuestionAnswerer:
     ) -> None:
         self.info = engine_info(engine)
         self.window = window or WindowOptions(sequence_length=self.info.max_length)
-        if self.window.sequence_length > self.info.max_length:
+        longest, wanted = self.info.max_length, self.window.sequence_length
+        if wanted > longest:
             raise EngineMismatch(
-                f"the engine {engine} takes at most {self.info.max_length} word pieces, a window of {self.window.sequence_length} was "
-                f"asked for; give -s {self.info.max_length} or less, or build with -s {self.window.sequence_length}"
+                f"the engine {engine} takes at most {longest} word pieces, a window of {wanted} was asked for; "
+                f"give -s {longest} or less, or build with -s {wanted}"
             )
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"-b/--batch-size {batch_size} is too small; give 1 or more")
@@ -122,7 +123,9 @@ class QuestionAnswerer:
                 raise InputError(f"the {what} is empty; give it some text")
         return next(iter(self.answer_all([Example("", question, passage)])))[1]
 
-    def answer_all(self, examples: Iterable[Example], progress: Callable[[int], Any] | None = None) -> Iterator[tuple[Example, NBest]]:
+    def answer_all(
+        self, examples: Iterable[Example], progress: Callable[[int], Any] | None = None
+    ) -> Iterator[tuple[Example, NBest]]:
         """Yield every question with its answers, in order, while later ones are still being worked on.
 
         A passage that follows itself is tokenized once for all its questions. progress is called with the number of questions
@@ -227,8 +230,8 @@ def _tokenizer(engine: str | Path, info: EngineInfo, vocab_file: str | Path | No
     tokenizer = FullTokenizer.from_file(vocab_file, casing)
     if info.vocab is not None and tokenizer.digest != text_digest(info.vocab):
         raise EngineMismatch(
-            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one {engine} was built "
-            f"with ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out, or give the model's own"
+            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one that {engine} "
+            f"carries ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out, or give the model's own"
         )
     check_vocabulary(tokenizer, info.config, f"the vocabulary {vocab_file}")
     return tokenizer

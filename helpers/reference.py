@@ -36,8 +36,8 @@ def gelu(x: np.ndarray, form: str) -> np.ndarray:
     """Return GELU in its tanh form (Hendrycks & Gimpel 2016, section 2) or its exact erf form."""
     if form == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-    erf = np.frompyfunc(math.erf, 1, 1)
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)).astype(x.dtype))
+    erf = np.vectorize(math.erf, otypes=[x.dtype])
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ class Reference:
         self, config: BertConfig, weights: Weights, dtype: type = np.float32, ranges: Mapping[str, np.ndarray] | None = None
     ) -> None:
         self.config, self.dtype, self.ranges = config, dtype, ranges or {}
-        self.tensors = {name: array.astype(dtype) for name, array in weights.tensors.items()}
+        self.tensors: dict[str, np.ndarray] = {name: array.astype(dtype) for name, array in weights.tensors.items()}
         for name in [name for name in self.ranges if name.endswith("_kernel_amax")]:
             kernel = name.removesuffix("_amax")
             self.tensors[kernel] = fake_quantise(self.tensors[kernel], self.ranges[name])

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract every backend keeps, and the choice among them.
 
-A backend is a module of this package with three functions:
-
-    check() -> None                                raise MissingDependency when this machine cannot run its engines
-    build(config, weights, options, info) -> None  write an engine to options.output, atomically, `info` as its metadata
-    load(path, info, options) -> Session           open an engine for running
-
-and, where building needs less than running does, a fourth: check_build() -> None.
+A backend is a module of this package with the functions of `Backend`.
 """
 
 from __future__ import annotations
@@ -52,6 +46,26 @@ class Session(Protocol):
         ...
 
 
+class Backend(Protocol):
+    """What a backend's module offers."""
+
+    def check(self) -> None:
+        """Raise MissingDependency when this machine cannot run the backend's engines."""
+        ...
+
+    def check_build(self) -> None:
+        """Raise MissingDependency when this machine cannot build them."""
+        ...
+
+    def build(self, config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
+        """Write an engine with `info` as its metadata to options.output, whole or not at all."""
+        ...
+
+    def load(self, path: Path, info: EngineInfo, options: LoadOptions) -> Session:
+        """Open an engine for running."""
+        ...
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How an engine is to be run; what a backend has no use for it ignores."""
@@ -64,10 +78,11 @@ class LoadOptions:
     log: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 
 
-def module(name: str) -> Any:
+def module(name: str) -> Backend:
     """Return a backend's module; raise MissingDependency when this installation lacks it."""
     try:
-        return importlib.import_module(BACKENDS[name])
+        backend: Any = importlib.import_module(BACKENDS[name])
+        return backend
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("helpers"):
             raise MissingDependency(f"the {name} backend is not part of this installation; use --backend cpu") from error
@@ -80,8 +95,7 @@ def choose(name: str = "auto") -> str:
     Raises MissingDependency when the one asked for cannot work here.
     """
     if name != "auto":
-        backend = module(name)
-        getattr(backend, "check_build", backend.check)()
+        module(name).check_build()
         return name
     reasons = []
     for candidate in BACKENDS:
@@ -98,8 +112,7 @@ def load(path: str | Path, info: EngineInfo, options: LoadOptions) -> Session:
     backend = module(info.backend)
     backend.check()
     try:
-        session: Session = backend.load(Path(path), info, options)
-        return session
+        return backend.load(Path(path), info, options)
     except BertError:
         raise
     except (RuntimeError, ValueError, OSError) as error:

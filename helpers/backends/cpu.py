@@ -59,7 +59,9 @@ def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
         return OpenVinoSession(path, info, options) if wanted == "openvino" else OnnxRuntimeSession(path, info, options)
     except Exception as error:  # each runtime raises types of its own for a damaged file
         first = str(error).strip().splitlines()
-        raise EngineMismatch(f"{wanted} cannot load the engine {path} ({first[-1] if first else error!r}); build it again") from error
+        raise EngineMismatch(
+            f"{wanted} cannot load the engine {path} ({first[-1] if first else error!r}); build it again"
+        ) from error
 
 
 def cpus() -> int:

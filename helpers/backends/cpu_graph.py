@@ -107,7 +107,9 @@ class GraphBuilder:
         weights = self.node("Softmax", scores, name=f"{p}softmax", axis=-1)
         weights = self.quantised(weights, f"{p}attention_self_av_a_input_quantizer_amax", self.int8_attention)
         context = self.node("Transpose", self.node("MatMul", weights, v, name=f"{p}av"), name=f"{p}context", perm=[0, 2, 1, 3])
-        return self.node("Reshape", context, self.constant("shape_hidden", np.array([0, 0, heads * size], np.int64)), name=f"{p}joined")
+        return self.node(
+            "Reshape", context, self.constant("shape_hidden", np.array([0, 0, heads * size], np.int64)), name=f"{p}joined"
+        )
 
     def residual(self, p: str, local: str, x: str) -> str:
         local = self.quantised(local, f"{p}add_local_input_quantizer_amax", self.int8_residual)

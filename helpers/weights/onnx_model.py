@@ -59,7 +59,12 @@ def _folded_products(graph: Any) -> dict[str, str]:
     """
     renamed = {}
     for node in graph.node:
-        if node.op_type == "MatMul" and len(node.input) == 2 and node.input[1].startswith("onnx::") and node.name.endswith("/MatMul"):
+        if (
+            node.op_type == "MatMul"
+            and len(node.input) == 2
+            and node.input[1].startswith("onnx::")
+            and node.name.endswith("/MatMul")
+        ):
             renamed[node.input[1]] = node.name.strip("/").removesuffix("/MatMul").replace("/", ".") + ".weight"
     return renamed
 

@@ -29,7 +29,9 @@ def canonical(name: str) -> str | None:
     """
     dotted = re.sub(r"^(module\.|model\.)+", "", name.lower())
     dotted = re.sub(r"^(?=(embeddings?|encoder|pooler)\.)", "bert.", dotted)
-    dotted = dotted.replace("dense_act", "dense").replace("bert.embedding.", "bert.embeddings.").replace("tokentype_", "token_type_")
+    dotted = (
+        dotted.replace("dense_act", "dense").replace("bert.embedding.", "bert.embeddings.").replace("tokentype_", "token_type_")
+    )
     if _SKIPPED.search(dotted) or _SKIPPED_RANGES.search(dotted):
         return None
     if "qa_outputs" in dotted or dotted.startswith("qa."):

@@ -45,7 +45,9 @@ def read(config: BertConfig, prefix: str | Path) -> Weights:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise MissingDependency(f"reading TensorFlow checkpoints needs the tensorflow package ({error}); pip install tensorflow") from error
+        raise MissingDependency(
+            f"reading TensorFlow checkpoints needs the tensorflow package ({error}); pip install tensorflow"
+        ) from error
     source = f"TensorFlow checkpoint {prefix}"
     tensors: dict[str, np.ndarray] = {}
     try:
