@@ -215,8 +215,9 @@ class QuestionAnswerer:
 def engine_info(path: str | Path) -> EngineInfo:
     """Return what an engine file says of itself; for a TensorRT plan made elsewhere, what its tensors say."""
     if is_bare_plan(path):
-        info: EngineInfo = backends.module("tensorrt").bare_info(Path(path))
-        return info
+        from helpers.backends import trt
+
+        return trt.bare_info(Path(path))
     return read_info(path)
 
 
@@ -230,8 +231,8 @@ def _tokenizer(engine: str | Path, info: EngineInfo, vocab_file: str | Path | No
     tokenizer = FullTokenizer.from_file(vocab_file, casing)
     if info.vocab is not None and tokenizer.digest != text_digest(info.vocab):
         raise EngineMismatch(
-            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one that {engine} "
-            f"carries ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out, or give the model's own"
+            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one in {engine} "
+            f"carries ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out"
         )
     check_vocabulary(tokenizer, info.config, f"the vocabulary {vocab_file}")
     return tokenizer

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorrt as real
 
-from trt import plugins_double
+from trt import plugins_double, runtime_double
 from trt.signatures import Refused, bind, readable, settable, tuple_of
 
 PLANS: dict[bytes, tuple[Network, Config]] = {}  # plan -> what it was built from, for the double of the runtime
@@ -260,6 +260,7 @@ class Module(types.ModuleType):
     def __init__(self) -> None:
         super().__init__("tensorrt")
         self.Builder = Builder
+        self.Runtime = runtime_double.make(sys.modules[__name__])
         self.registry = plugins_double.Registry(real)
         self.get_plugin_registry = lambda: self.registry
         self.plugins_loaded = False
@@ -274,8 +275,10 @@ class Module(types.ModuleType):
         return getattr(real, name)
 
 
+MODULE = Module()
+
+
 def install() -> Module:
     """Put the double in the place of `tensorrt` and return it."""
-    module = Module()
-    sys.modules["tensorrt"] = module
-    return module
+    sys.modules["tensorrt"] = MODULE
+    return MODULE

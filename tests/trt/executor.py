@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,11 +39,16 @@ class Executor:
         self.flags = set() if self.strong else config.flags_set
         self.not_int8: list[str] = []  # convolutions that stay in floating point though INT8 is allowed
         self.folded: dict[int, Value] = {}  # layers fed by constants alone, computed once
+        self.lock = threading.Lock()
         self.layers = self._in_order()
         self.last_use = self._last_uses()
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the outputs by name."""
+        """Return the outputs by name; one call at a time."""
+        with self.lock:
+            return self._call(inputs)
+
+    def _call(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.values: dict[int, Value] = {}
         for tensor in self.network.input_tensors:
             demand(tensor.name in inputs, f"input {tensor.name} missing")
