@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cuda backend: one safetensors file, executed by the compiled module infer_c (infer_c/, CMakeLists.txt)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.backends import LoadOptions, Session
+from helpers.batching import Batch
+from helpers.config import BertConfig, BuildOptions
+from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
+from helpers.errors import EngineMismatch, MissingDependency, UsageError
+from helpers.weights import Weights
+from helpers.weights import names as weight_names
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
+QUERY_KEY_VALUE = ("attention_self_query", "attention_self_key", "attention_self_value")
+
+
+def infer_c() -> Any:
+    """Return the compiled module, from build/ of this repository or the folder INFER_C_DIR; raise MissingDependency without it."""
+    directory = os.environ.get("INFER_C_DIR", str(ROOT / "build"))
+    if directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        return importlib.import_module("infer_c")
+    except ImportError as error:
+        reason = "is not compiled" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
+        raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; in {ROOT} run: {BUILD_COMMAND}") from error
+
+
+def check() -> None:
+    """Raise MissingDependency when this machine cannot run a cuda engine."""
+    module = infer_c()
+    capability = module.capability()
+    if capability == 0:
+        raise MissingDependency("no NVIDIA GPU and driver were found here; use --backend cpu")
+    if capability < 80:
+        raise MissingDependency(f"the cuda backend needs compute capability 8.0, this GPU has {capability / 10}; use --backend tensorrt or cpu")
+
+
+def check_build() -> None:
+    """Building an engine needs no GPU and no compiled code."""
+
+
+def build(config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
+    """Write the safetensors file; where a GPU is at hand, search its algorithms now and keep them in the file."""
+    if options.int8 or options.fp8:
+        raise UsageError("the cuda backend has no 8-bit arithmetic yet; give --fp16 instead of --int8 or --fp8")
+    for name in ("hidden_size", "intermediate_size"):
+        if getattr(config, name) % 8:
+            raise UsageError(f"the cuda backend needs a {name} that is a multiple of 8, not {getattr(config, name)}; use --backend cpu")
+    if config.head_size > 128 or config.hidden_size > 4096:
+        raise UsageError(
+            f"the cuda backend runs head sizes to 128 and hidden sizes to 4096, not {config.head_size} and {config.hidden_size}; use --backend cpu"
+        )
+    from safetensors.numpy import save_file
+
+    tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 else np.float32))
+    with written_whole(options.output) as temporary:
+        save_file(tensors, str(temporary), {METADATA_KEY: info.to_json()})
+        if found := _search(temporary, info):
+            save_file(tensors, str(temporary), {METADATA_KEY: replace(info, details={**info.details, **found}).to_json()})
+
+
+def packed_tensors(config: BertConfig, weights: Weights, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
+    """Return the tensors of an engine file: query, key and value as one product; matrices in `dtype`, vectors and head in FP32."""
+    tensors: dict[str, np.ndarray] = {}
+    fused = {f"l{layer}_{name}_{part}" for layer in range(config.num_hidden_layers) for name in QUERY_KEY_VALUE for part in ("kernel", "bias")}
+    for name in weight_names.expected_shapes(config):
+        if name in fused:
+            continue
+        array = weights[name]
+        narrow = array.ndim == 2 and name != weight_names.HEAD_KERNEL
+        tensors[name] = _narrowed(name, array, dtype) if narrow else array
+    for layer in range(config.num_hidden_layers):
+        for part, kind in (("kernel", dtype), ("bias", np.dtype(np.float32))):
+            parts = [weights[f"l{layer}_{name}_{part}"] for name in QUERY_KEY_VALUE]
+            name = f"l{layer}_attention_self_qkv_{part}"
+            tensors[name] = _narrowed(name, np.concatenate(parts), kind)  # (3 hidden, hidden) or (3 hidden,)
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise UsageError(f"{name} has values up to {np.abs(array).max():.3g}, beyond FP16's 65504; leave out --fp16")
+    return narrow
+
+
+def _search(path: Path, info: EngineInfo) -> dict[str, Any]:
+    """Return the algorithms timed on this machine's GPU for the engine's shapes; nothing where it has none."""
+    try:
+        check()
+    except MissingDependency:
+        return {}
+    engine = infer_c().bert_inf(str(path), enable_graph=False)
+    for size in info.batch_sizes:
+        for length in info.sequence_lengths:
+            engine.prepare(size, length)
+    return {"algorithms": json.loads(engine.choices()), "searched_on": engine.facts()["device"]}
+
+
+def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
+    """Open an engine on the first GPU."""
+    if info.precision not in ("fp16", "fp32"):
+        raise EngineMismatch(f"{path} is an {info.precision} engine, which the cuda backend cannot run yet; build it again with --fp16")
+    return CudaSession(path, info, options)
+
+
+class CudaSession:
+    """An engine on the GPU. Calls from several threads queue, so a second one is ready when the first is done."""
+
+    concurrency = 2
+    batch_size = 64  # sequences a run that gives nearly the highest throughput at SQuAD's lengths; docs/kernels.md
+
+    def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
+        self.info = info
+        self.batch_size = min(self.batch_size, info.max_batch)
+        self._memory = _AlgorithmMemory(info)
+        self._seen: set[tuple[int, int]] = set()
+        self._engine = infer_c().bert_inf(str(path), enable_graph=options.enable_graph, choices=self._memory.read())
+
+    def run(self, batch: Batch) -> np.ndarray:
+        try:
+            logits: np.ndarray = self._engine.run_packed(batch.ids, batch.segments, batch.cu_seqlens)
+        except ValueError as error:
+            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+        shape = (batch.size, batch.tokens // 128)
+        if shape not in self._seen:  # only a new shape can have started a search
+            self._seen.add(shape)
+            self._memory.write(self._engine)
+        return logits
+
+    def timer(self, batch: Batch) -> Callable[[], float]:
+        """Stage a batch on the device; return a function that runs it and returns its milliseconds between two CUDA events."""
+        try:
+            self._engine.stage(batch.ids, batch.segments, batch.cu_seqlens)
+        except ValueError as error:
+            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+        self._memory.write(self._engine)
+        timed: Callable[[], float] = self._engine.time_staged
+        return timed
+
+    def describe(self) -> dict[str, Any]:
+        facts = self._engine.facts()
+        return {
+            "device": facts["device"],
+            "runtime": f"CUDA {facts['runtime'] // 1000}.{facts['runtime'] % 1000 // 10}",
+            "driver": f"CUDA {facts['driver'] // 1000}.{facts['driver'] % 1000 // 10}",
+            "path": facts["path"],
+            "weights_mib": facts["weight_bytes"] >> 20,
+            "activations_mib": facts["activation_bytes"] >> 20,
+        }
+
+
+class _AlgorithmMemory:
+    """Algorithms found after the build: a file for each model and GPU under XDG_CACHE_HOME, ~/.cache by default."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self._known = dict(info.details.get("algorithms", {}))
+        identity = f"{info.config}{info.precision}{infer_c().capability()}{info.details.get('searched_on')}"
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._path = root / "demobert" / "cuda" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+    def read(self) -> str:
+        try:
+            self._known.update(json.loads(self._path.read_text()))
+        except (OSError, ValueError):
+            pass  # none yet
+        return json.dumps(self._known)
+
+    def write(self, engine: Any) -> None:
+        """Keep what an engine has found; a cache that cannot be written costs a search at the next start and nothing else."""
+        found = json.loads(engine.choices())
+        if found.keys() <= self._known.keys():
+            return
+        self._known.update(found)
+        try:
+            with written_whole(self._path) as temporary:
+                temporary.write_text(json.dumps(self._known))
+        except Exception:
+            return

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Runner over our own encoders. Everything is allocated once, for the largest batch. The inputs travel in one copy from
+// pinned memory to fixed device addresses, so a captured graph serves every mix of lengths in its bucket.
+#include "bert_infer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "common.h"
+#include "encoder.h"
+
+namespace bert {
+
+namespace {
+
+constexpr size_t kMaxGraphs = 128;  // about 1 MB each for 120 kernels; the least recently used goes first
+
+// Batch sizes of buckets: up to an eighth more sequences (of length 0) than asked for.
+int round_batch(int size, int limit) {
+  int step = 1;
+  while (size > 8 * step) step *= 2;
+  return std::min(limit, round_up(size, step));
+}
+
+int round_rows(int rows, int limit) {
+  int step = 128;
+  while (rows > 16 * step) step *= 2;
+  return std::min(limit, round_up(rows, step));
+}
+
+class CudaRunner final : public Runner {
+ public:
+  CudaRunner(const std::string& path, const RunnerOptions& options) : file_(path), options_(options) {
+    const EngineInfo& info = file_.info();
+    limits_ = {options.max_batch > 0 ? options.max_batch : info.max_batch(), options.max_length > 0 ? options.max_length : info.max_length()};
+    if (limits_.max_batch > info.max_batch() || limits_.max_length > info.max_length()) {
+      refuse("batch ", limits_.max_batch, " of length ", limits_.max_length, " was asked for; the engine was built for at most batch ", info.max_batch(),
+             " of length ", info.max_length());
+    }
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) fail("no CUDA device can be used here");
+    CUDA_CHECK(cudaGetDevice(&device_));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties_, device_));
+    const int capability = properties_.major * 10 + properties_.minor;
+    if (capability < 80) fail(properties_.name, " has compute capability ", properties_.major, ".", properties_.minor, "; the cuda backend needs 8.0");
+    if (info.precision != "fp16" && info.precision != "fp32") fail("the cuda backend has no precision ", info.precision, " yet; build with --fp16");
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    const bool hopper = capability == 90 && info.precision == "fp16" && !options.plain;
+    encoder_ = hopper ? encoder_sm90(file_, limits_) : encoder_plain(file_, limits_);
+    if (!options.choices.empty()) encoder_->set_choices(options.choices);
+    header_ = round_up(limits_.max_batch + 2, 4);
+    const size_t ints = static_cast<size_t>(header_) + 3ull * limits_.max_rows();
+    inputs_ = Buffer<int>(ints, true);
+    staging_ = PinnedBuffer<int>(ints);
+    logits_ = Buffer<float>(2ull * limits_.max_rows(), true);
+    results_ = PinnedBuffer<float>(2ull * limits_.max_rows());
+    CUDA_CHECK(cudaEventCreate(&begin_));
+    CUDA_CHECK(cudaEventCreate(&end_));
+    CUDA_CHECK(cudaDeviceSynchronize());
+  }
+
+  ~CudaRunner() override {
+    for (auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph.executable);
+    if (begin_) cudaEventDestroy(begin_);
+    if (end_) cudaEventDestroy(end_);
+    if (stream_) cudaStreamDestroy(stream_);
+  }
+
+  const EngineInfo& info() const override { return file_.info(); }
+  int max_batch() const override { return limits_.max_batch; }
+  int max_length() const override { return limits_.max_length; }
+
+  void prepare(int size, int length) override {
+    if (size < 1 || size > limits_.max_batch || length < 1 || length > limits_.max_length) {
+      refuse("cannot prepare batch ", size, " of length ", length, "; this engine takes up to batch ", limits_.max_batch, " of length ", limits_.max_length);
+    }
+    std::lock_guard lock(mutex_);
+    ready(bucket_of(size, length, size * length));
+  }
+
+  void run(const HostBatch& batch, float* logits) override {
+    const int longest = check_batch(batch, file_.info().config, limits_.max_batch, limits_.max_length);
+    const int tokens = batch.cu_seqlens[batch.size];
+    std::lock_guard lock(mutex_);
+    CUDA_CHECK(cudaSetDevice(device_));
+    const Bucket bucket = bucket_of(batch.size, longest, tokens);
+    ready(bucket);
+    upload(batch);
+    enqueue(bucket, exact(batch.size, longest, tokens));
+    CUDA_CHECK(cudaMemcpyAsync(results_.data(), logits_.data(), sizeof(float) * 2 * tokens, cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    std::memcpy(logits, results_.data(), sizeof(float) * 2 * tokens);
+  }
+
+  void stage(const HostBatch& batch) override {
+    const int longest = check_batch(batch, file_.info().config, limits_.max_batch, limits_.max_length);
+    std::lock_guard lock(mutex_);
+    staged_ = exact(batch.size, longest, batch.cu_seqlens[batch.size]);
+    staged_bucket_ = bucket_of(batch.size, longest, staged_.rows);
+    ready(staged_bucket_);
+    upload(batch);
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+
+  float time_staged() override {
+    std::lock_guard lock(mutex_);
+    if (staged_.rows == 0) refuse("stage a batch before timing it");
+    CUDA_CHECK(cudaEventRecord(begin_, stream_));
+    enqueue(staged_bucket_, staged_);
+    CUDA_CHECK(cudaEventRecord(end_, stream_));
+    CUDA_CHECK(cudaEventSynchronize(end_));
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms;
+  }
+
+  Facts facts() const override {
+    Facts f;
+    f.device = properties_.name;
+    f.path = encoder_->name();
+    f.compute_capability = properties_.major * 10 + properties_.minor;
+    f.multiprocessors = properties_.multiProcessorCount;
+    int khz = 0;
+    if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device_) == cudaSuccess) f.clock_mhz = khz / 1000;
+    cudaDriverGetVersion(&f.driver);
+    cudaRuntimeGetVersion(&f.runtime);
+    f.weight_bytes = encoder_->weight_bytes();
+    f.activation_bytes = encoder_->activation_bytes() + inputs_.bytes() + logits_.bytes();
+    return f;
+  }
+
+  std::string choices() const override {
+    std::lock_guard lock(mutex_);
+    return encoder_->choices();
+  }
+
+ private:
+  struct Graph {
+    cudaGraphExec_t executable;
+    unsigned long long last_use;
+  };
+
+  Inputs inputs() const { return {inputs_.data(), inputs_.data() + 1, inputs_.data() + header_}; }
+  Bucket exact(int size, int longest, int tokens) const { return {size, longest, tokens}; }
+  Bucket bucket_of(int size, int longest, int tokens) const {
+    return {round_batch(size, limits_.max_batch), std::min(limits_.max_length, round_up(longest, 64)), round_rows(tokens, limits_.max_rows())};
+  }
+
+  // One copy to the device: token count, sequence bounds, then (id, segment, place) of each token.
+  void upload(const HostBatch& batch) {
+    int* host = staging_.data();
+    const int tokens = batch.cu_seqlens[batch.size];
+    host[0] = tokens;
+    for (int i = 0; i <= limits_.max_batch; ++i) host[1 + i] = batch.cu_seqlens[std::min(i, batch.size)];
+    int* triple = host + header_;
+    for (int i = 0; i < batch.size; ++i) {
+      for (int j = batch.cu_seqlens[i]; j < batch.cu_seqlens[i + 1]; ++j, triple += 3) {
+        triple[0] = batch.ids[j];
+        triple[1] = batch.segments[j];
+        triple[2] = j - batch.cu_seqlens[i];
+      }
+    }
+    CUDA_CHECK(cudaMemcpyAsync(inputs_.data(), host, sizeof(int) * (header_ + 3ull * tokens), cudaMemcpyHostToDevice, stream_));
+  }
+
+  // A batch that fills a bucket, with random ids: what algorithms are timed on.
+  void upload_random(const Bucket& bucket) {
+    std::minstd_rand random(12345);
+    std::vector<int> ids(bucket.rows), segments(bucket.rows), bounds(bucket.batch + 1);
+    for (int& id : ids) id = static_cast<int>(random() % file_.info().config.vocab_size);
+    for (int i = 0; i <= bucket.batch; ++i) bounds[i] = std::min<long long>(bucket.rows, static_cast<long long>(i) * bucket.max_seqlen);
+    bounds[bucket.batch] = std::min(bucket.rows, bounds[bucket.batch]);
+    upload({ids.data(), segments.data(), bounds.data(), bucket.batch});
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+  }
+
+  // Make sure a bucket's algorithms are chosen and, where graphs are on, its graph exists.
+  void ready(const Bucket& bucket) {
+    if (options_.graph ? graphs_.count(bucket) != 0 : seen_.count(bucket) != 0) return;
+    CUDA_CHECK(cudaSetDevice(device_));
+    upload_random(bucket);
+    encoder_->tune(stream_, inputs(), bucket, logits_.data());
+    encoder_->forward(stream_, inputs(), bucket, logits_.data());  // once outside the capture: libraries set themselves up
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    seen_[bucket] = true;
+    if (!options_.graph) return;
+    if (graphs_.size() >= kMaxGraphs) {
+      const auto oldest = std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; });
+      cudaGraphExecDestroy(oldest->second.executable);
+      graphs_.erase(oldest);
+    }
+    graphs_[bucket] = {capture(bucket), uses_};
+  }
+
+  cudaGraphExec_t capture(const Bucket& bucket) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    try {
+      encoder_->forward(stream_, inputs(), bucket, logits_.data());
+    } catch (...) {
+      cudaStreamEndCapture(stream_, &graph);  // leave the stream usable
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_CHECK(status);
+    return executable;
+  }
+
+  void enqueue(const Bucket& bucket, const Bucket& exact) {
+    if (!options_.graph) return encoder_->forward(stream_, inputs(), exact, logits_.data());
+    Graph& graph = graphs_.at(bucket);
+    graph.last_use = ++uses_;
+    CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
+  }
+
+  EngineFile file_;
+  RunnerOptions options_;
+  EncoderLimits limits_{};
+  int device_ = 0;
+  cudaDeviceProp properties_{};
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  std::unique_ptr<Encoder> encoder_;
+  int header_ = 0;  // ints before the triples
+  Buffer<int> inputs_;
+  PinnedBuffer<int> staging_;
+  Buffer<float> logits_;
+  PinnedBuffer<float> results_;
+  std::map<Bucket, Graph> graphs_;
+  std::map<Bucket, bool> seen_;
+  unsigned long long uses_ = 0;
+  Bucket staged_{}, staged_bucket_{};
+  mutable std::mutex mutex_;
+};
+
+}  // namespace
+
+std::unique_ptr<Runner> load_runner(const std::string& path, const RunnerOptions& options) { return std::make_unique<CudaRunner>(path, options); }
+
+int check_batch(const HostBatch& batch, const Config& config, int max_batch, int max_length) {
+  if (batch.size < 1 || batch.size > max_batch) refuse("a batch of ", batch.size, " sequences was given; this engine takes 1 to ", max_batch);
+  if (batch.cu_seqlens[0] != 0) refuse("cu_seqlens begins with ", batch.cu_seqlens[0], ", not with 0");
+  int longest = 0;
+  for (int i = 0; i < batch.size; ++i) {
+    const int length = batch.cu_seqlens[i + 1] - batch.cu_seqlens[i];
+    if (length < 1 || length > max_length) refuse("sequence ", i, " has ", length, " tokens; this engine takes 1 to ", max_length);
+    longest = std::max(longest, length);
+  }
+  const int tokens = batch.cu_seqlens[batch.size];
+  for (int i = 0; i < tokens; ++i) {
+    if (batch.ids[i] < 0 || batch.ids[i] >= config.vocab_size) refuse("token ", i, " has id ", batch.ids[i], "; the vocabulary has ", config.vocab_size);
+    if (batch.segments[i] < 0 || batch.segments[i] >= config.type_vocab_size) {
+      refuse("token ", i, " has segment ", batch.segments[i], "; the model knows ", config.type_vocab_size);
+    }
+  }
+  return longest;
+}
+
+}  // namespace bert

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Error checks and owners of CUDA resources, shared by every file of the engine. Nothing here exits: every failure is
+// an exception, which crosses pybind11 as a Python exception.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace bert {
+
+// The engine file or the machine is at fault; Python sees RuntimeError.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The caller's arguments are at fault; Python sees ValueError.
+struct ArgumentError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  throw Error(text(parts...));
+}
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  throw ArgumentError(text(parts...));
+}
+
+inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
+  if (status != cudaSuccess) {
+    fail(call, " failed with ", cudaGetErrorName(status), " (", cudaGetErrorString(status), ") at ", file, ":", line);
+  }
+}
+#define CUDA_CHECK(call) ::bert::check_cuda((call), #call, __FILE__, __LINE__)
+
+// Device (or pinned host) memory that is freed with its owner; poisoned by nothing, zeroed when asked.
+template <class T, bool kPinned = false>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t count, bool zeroed = false) : count_(count) {
+    if (count == 0) return;
+    if constexpr (kPinned) {
+      CUDA_CHECK(cudaMallocHost(&data_, bytes()));
+    } else {
+      CUDA_CHECK(cudaMalloc(&data_, bytes()));
+      if (zeroed) CUDA_CHECK(cudaMemset(data_, 0, bytes()));
+    }
+  }
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_ == nullptr) return;
+    if constexpr (kPinned) {
+      cudaFreeHost(data_);
+    } else {
+      cudaFree(data_);
+    }
+  }
+  T* data() const { return data_; }
+  size_t size() const { return count_; }
+  size_t bytes() const { return count_ * sizeof(T); }
+
+ private:
+  void swap(Buffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(count_, other.count_);
+  }
+  T* data_ = nullptr;
+  size_t count_ = 0;
+};
+
+template <class T>
+using PinnedBuffer = Buffer<T, true>;
+
+__host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+}  // namespace bert

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on the device, from ids to logits: one interface, two implementations. `encoder_plain` runs on any GPU
+// from sm_80 up, in FP16 or FP32, on cuBLASLt; `encoder_sm90` is FP16 on Hopper with the project's own products.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include "engine_file.h"
+#include "kernels/embedding.h"
+
+namespace bert {
+
+// Upper limits of a launch; the device values in Inputs say what is really there.
+struct Bucket {
+  int batch = 0;
+  int max_seqlen = 0;
+  int rows = 0;  // tokens
+
+  bool operator<(const Bucket& other) const {
+    return std::tie(batch, max_seqlen, rows) < std::tie(other.batch, other.max_seqlen, other.rows);
+  }
+};
+
+class Encoder {
+ public:
+  virtual ~Encoder() = default;
+  // Choose algorithms for a bucket by timing; `in` holds a batch that fills it. Not during capture. May be called again.
+  virtual void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) = 0;
+  // Enqueue everything; logits (rows, 2). Allocates nothing, so it can be captured once `tune` has seen the bucket.
+  virtual void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) = 0;
+
+  virtual size_t weight_bytes() const = 0;
+  virtual size_t activation_bytes() const = 0;
+  virtual std::string name() const = 0;
+  // The choices made so far, to be given to a later Encoder of the same engine and machine; a JSON object.
+  virtual std::string choices() const = 0;
+  virtual void set_choices(const std::string& json) = 0;
+};
+
+struct EncoderLimits {
+  int max_batch;
+  int max_length;
+  int max_rows() const { return max_batch * max_length; }
+};
+
+std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimits& limits);
+std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits);
+
+}  // namespace bert

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on Hopper, FP16: five kernels a layer, LayerNorms folded into the products (kernels/product_sm90.h),
+// each kernel launched before the one ahead of it ends. How each product is cut over the machine is found by timing the
+// whole pass, because a product in its place (weights from memory, neighbours overlapping) differs from one alone.
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "encoder.h"
+#include "json.h"
+#include "kernels/attention.h"
+#include "kernels/fold.h"
+#include "kernels/head.h"
+#include "kernels/product_sm90.h"
+#include "upload.h"
+
+namespace bert {
+
+namespace {
+
+constexpr int kProducts = 4;  // of a layer: query-key-value, attention output, intermediate, output
+constexpr int kBoxes[] = {64, 96, 128};
+using Choice = std::vector<Variant>;  // one for each product
+
+// Weights of one product, as its kernel wants them.
+struct Operand {
+  const __half* weights = nullptr;
+  int columns = 0, depth = 0;
+  const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
+  CUtensorMap maps[3];                             // for boxes of kBoxes rows
+
+  const CUtensorMap& map(const Variant& v) const { return maps[v.box_rows() == 64 ? 0 : v.box_rows() == 96 ? 1 : 2]; }
+};
+
+struct Layer {
+  Operand products[kProducts];
+};
+
+class EncoderSm90 final : public Encoder {
+ public:
+  EncoderSm90(const EngineFile& file, const EncoderLimits& limits)
+      : config_(file.info().config),
+        weights_(file),
+        capacity_(round_up(limits.max_rows(), 2 * kRowBox)),
+        x_{half_rows(config_.hidden_size), half_rows(config_.hidden_size)},
+        qkv_(half_rows(3 * config_.hidden_size)),
+        context_(half_rows(config_.hidden_size)),
+        inner_(half_rows(config_.intermediate_size)),
+        stats_{Buffer<float2>(stats_size(), true), Buffer<float2>(stats_size(), true)} {
+    int device = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+    prepare_products();
+    load();
+    const int hidden = config_.hidden_size;
+    input_maps_[0] = matrix_map(x_[0].data(), capacity_, hidden, kRowBox);
+    input_maps_[1] = matrix_map(context_.data(), capacity_, hidden, kRowBox);
+    input_maps_[2] = matrix_map(x_[1].data(), capacity_, hidden, kRowBox);
+    input_maps_[3] = matrix_map(inner_.data(), capacity_, config_.intermediate_size, kRowBox);
+    fast_attention_ = attention_sm90_fits(config_.head_size());
+    if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
+  }
+
+  void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
+    const int key = row_key(bucket.rows);
+    if (choices_.count(key) != 0) return;
+    const Operand* products = layers_.front().products;
+    Choice choice;
+    for (int i = 0; i < kProducts; ++i) choice.push_back(default_variant(bucket.rows, products[i]));
+    choices_[key] = choice;
+    float best = time(stream, in, bucket, logits);
+    for (int i = 0; i < kProducts; ++i) {
+      for (const Variant& candidate : variants(bucket.rows, products[i].columns, products[i].depth, multiprocessors_)) {
+        const Variant before = choices_[key][i];
+        if (candidate.name() == before.name()) continue;
+        choices_[key][i] = candidate;
+        const float ms = time(stream, in, bucket, logits);
+        if (ms < best) {
+          best = ms;
+        } else {
+          choices_[key][i] = before;
+        }
+      }
+    }
+  }
+
+  void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
+    const auto found = choices_.find(row_key(bucket.rows));
+    const int hidden = config_.hidden_size, rows = bucket.rows;
+    Choice choice;
+    for (int i = 0; i < kProducts; ++i) choice.push_back(found != choices_.end() ? found->second[i] : default_variant(rows, layers_.front().products[i]));
+    const auto stats_of = [&](int which, const Variant& v) { return RowStats{stats_[which].data(), ceil_div(hidden, v.tile_columns), v.tile_columns}; };
+    const RowStats before{stats_[0].data(), 1, hidden}, middle = stats_of(1, choice[1]), after = stats_of(0, choice[3]);
+    __half *x0 = x_[0].data(), *x1 = x_[1].data();
+
+    embed_sum(stream, config_, in, table_, x0, before, rows);
+    RowStats stats = before;
+    for (const Layer& layer : layers_) {
+      const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
+        const Operand& o = layer.products[i];
+        const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
+        product_sm90(stream, choice[i], epilogue, input_maps_[i], o.map(choice[i]), product, rows, multiprocessors_);
+      };
+      run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
+      attend(stream, in, bucket);
+      run(1, Epilogue::residual, x1, stats, x0, middle);
+      run(2, config_.gelu_erf ? Epilogue::norm_gelu_erf : Epilogue::norm_gelu_tanh, inner_.data(), middle, nullptr, {});
+      run(3, Epilogue::residual, x0, middle, x1, after);
+      stats = after;
+    }
+    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+  }
+
+  size_t weight_bytes() const override { return weights_.bytes(); }
+  size_t activation_bytes() const override {
+    return x_[0].bytes() + x_[1].bytes() + qkv_.bytes() + context_.bytes() + inner_.bytes() + stats_[0].bytes() + stats_[1].bytes();
+  }
+  std::string name() const override { return fast_attention_ ? "sm_90a FP16" : "sm_90a FP16, plain attention"; }
+
+  std::string choices() const override {
+    std::string out = "{";
+    for (const auto& [key, choice] : choices_) {
+      out += (out.size() > 1 ? ", \"" : "\"") + std::to_string(key) + "\": [";
+      for (int i = 0; i < kProducts; ++i) out += text(i ? ", " : "", "[", choice[i].tile_columns, ", ", choice[i].split, "]");
+      out += "]";
+    }
+    return out + "}";
+  }
+
+  void set_choices(const std::string& json) override {
+    const Json root = Json::parse(json);
+    for (const auto& [key, list] : root.members()) {
+      Choice choice;
+      for (const Json& pair : list.items()) {
+        const Variant v{static_cast<int>(pair.items().at(0).integer()), static_cast<int>(pair.items().at(1).integer())};
+        const bool known = v.tile_columns == 64 || v.tile_columns == 96 || v.tile_columns == 128 || v.persistent();
+        if (!known || (v.split != 1 && v.split != 2 && v.split != 4 && v.split != 8)) fail("the remembered algorithm ", v.name(), " does not exist");
+        choice.push_back(v);
+      }
+      if (choice.size() != kProducts) fail("the remembered algorithms of ", key, " rows are not ", kProducts);
+      choices_[std::stoi(key)] = choice;
+    }
+  }
+
+ private:
+  Buffer<__half> half_rows(int columns) const { return Buffer<__half>(static_cast<size_t>(capacity_) * columns, true); }
+  size_t stats_size() const { return static_cast<size_t>(capacity_) * ceil_div(config_.hidden_size, 64); }
+  AttentionShape attention_shape(const Bucket& b) const { return {b.batch, b.max_seqlen, config_.num_attention_heads, config_.head_size()}; }
+
+  // Row counts that share a choice: whole tiles up to 8, then steps of an eighth of the size.
+  static int row_key(int rows) {
+    int step = kRowBox;
+    while (rows > 16 * step) step *= 2;
+    return round_up(rows, step);
+  }
+
+  // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
+  Variant default_variant(int rows, const Operand& o) const {
+    const int tiles = ceil_div(rows, kRowBox) * ceil_div(o.columns, 256);
+    if (2 * tiles >= 2 * multiprocessors_) return {256, 1};
+    Variant v{128, 1};
+    while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 128) * v.split * 2 <= multiprocessors_) v.split *= 2;
+    while (v.split > 1 && v.split > ceil_div(o.depth, 64)) v.split /= 2;
+    return v;
+  }
+
+  void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {
+    if (fast_attention_) {
+      attention_sm90(stream, attention_map_, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
+    } else {
+      attention_plain<__half>(stream, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
+    }
+  }
+
+  // Median of graph replays of the whole pass, in milliseconds.
+  float time(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    try {
+      forward(stream, in, bucket, logits);
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+    CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+    CUDA_CHECK(cudaGraphDestroy(graph));
+    cudaEvent_t begin, end;
+    CUDA_CHECK(cudaEventCreate(&begin));
+    CUDA_CHECK(cudaEventCreate(&end));
+    std::vector<float> samples;
+    const int runs = bucket.rows <= 4096 ? 7 : 3;
+    for (int i = 0; i <= runs; ++i) {
+      float ms = 0;
+      CUDA_CHECK(cudaEventRecord(begin, stream));
+      CUDA_CHECK(cudaGraphLaunch(executable, stream));
+      CUDA_CHECK(cudaEventRecord(end, stream));
+      CUDA_CHECK(cudaEventSynchronize(end));
+      CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+      if (i > 0) samples.push_back(ms);
+    }
+    CUDA_CHECK(cudaEventDestroy(begin));
+    CUDA_CHECK(cudaEventDestroy(end));
+    CUDA_CHECK(cudaGraphExecDestroy(executable));
+    std::nth_element(samples.begin(), samples.begin() + runs / 2, samples.end());
+    return samples[runs / 2];
+  }
+
+  void load();
+
+  Config config_;
+  Upload weights_;
+  int capacity_;  // rows
+  Buffer<__half> x_[2];              // (rows, hidden), before their LayerNorms: layer input, after attention
+  Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
+  Buffer<float2> stats_[2];          // of x_
+  CUtensorMap input_maps_[kProducts];
+  CUtensorMap attention_map_;
+  bool fast_attention_ = false;
+  int multiprocessors_ = 0;
+  Embeddings<__half> table_{};
+  const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
+  std::vector<Layer> layers_;
+  std::map<int, Choice> choices_;  // by row_key
+};
+
+void EncoderSm90::load() {
+  const int hidden = config_.hidden_size, inner = config_.intermediate_size;
+  table_ = {weights_.matrix<__half>("bert_embeddings_word_embeddings", config_.vocab_size, hidden),
+            weights_.matrix<__half>("bert_embeddings_position_embeddings", config_.max_position_embeddings, hidden),
+            weights_.matrix<__half>("bert_embeddings_token_type_embeddings", config_.type_vocab_size, hidden), nullptr, nullptr};
+  const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
+  const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
+
+  // A product behind a LayerNorm takes its gamma and beta in; one before a residual adds the residual's LayerNorm.
+  const auto folded = [&](const std::string& name, int columns) {
+    Operand o;
+    __half* kernel = weights_.matrix<__half>(name + "_kernel", columns, hidden);
+    float* bias = weights_.vector(name + "_bias", columns);
+    float* sums = weights_.room(columns);
+    fold(nullptr, kernel, gamma, beta, sums, bias, columns, hidden);
+    o.weights = kernel, o.columns = columns, o.depth = hidden, o.bias = bias, o.factor = sums;
+    return o;
+  };
+  const auto residual = [&](const std::string& name, int depth) {
+    Operand o;
+    float* bias = weights_.vector(name + "_bias", hidden);
+    add(nullptr, bias, beta, bias, hidden);
+    o.weights = weights_.matrix<__half>(name + "_kernel", hidden, depth), o.columns = hidden, o.depth = depth, o.bias = bias, o.factor = gamma;
+    return o;
+  };
+  for (int i = 0; i < config_.num_hidden_layers; ++i) {
+    const std::string l = "l" + std::to_string(i) + "_";
+    Layer layer;
+    layer.products[0] = folded(l + "attention_self_qkv", 3 * hidden);
+    layer.products[1] = residual(l + "attention_output_dense", hidden);
+    gamma = weights_.vector(l + "attention_output_layernorm_gamma", hidden);
+    beta = weights_.vector(l + "attention_output_layernorm_beta", hidden);
+    layer.products[2] = folded(l + "intermediate_dense", inner);
+    layer.products[3] = residual(l + "output_dense", inner);
+    gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
+    beta = weights_.vector(l + "output_layernorm_beta", hidden);
+    for (Operand& o : layer.products) {
+      for (int box = 0; box < 3; ++box) o.maps[box] = matrix_map(o.weights, o.columns, o.depth, kBoxes[box]);
+    }
+    layers_.push_back(layer);
+  }
+  last_gamma_ = gamma, last_beta_ = beta;
+  head_kernel_ = weights_.vectors("cls_squad_output_weights", 2, hidden);
+  head_bias_ = weights_.vector("cls_squad_output_bias", 2);
+  CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+}  // namespace
+
+std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits) {
+  if (file.info().config.head_size() > 128) fail("heads of size ", file.info().config.head_size(), " are larger than 128, the most the cuda backend runs");
+  return std::make_unique<EncoderSm90>(file, limits);
+}
+
+}  // namespace bert

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Host side of the Hopper products: tensor maps, and which ways of cutting a product are worth timing.
+#include "product_sm90.h"
+
+#include <cuda.h>
+
+namespace bert {
+
+CUtensorMap matrix_map(const __half* matrix, int rows, int columns, int box_rows, int box_columns) {
+  // Fetched through the runtime, so that nothing links against libcuda and the module loads on machines without a driver.
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess) fail("the driver has no cuTensorMapEncodeTiled; install one for CUDA 12 or newer");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  CUtensorMap map{};
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(columns) * sizeof(__half)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[] = {1, 1};
+  const CUtensorMapSwizzle swizzle = box_columns * sizeof(__half) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<__half*>(matrix), extents, pitch, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) fail("a tensor map of ", rows, " x ", columns, " with boxes of ", box_rows, " x ", box_columns, " was refused (", status, ")");
+  return map;
+}
+
+std::vector<Variant> variants(int rows, int columns, int depth, int multiprocessors) {
+  std::vector<Variant> list;
+  const int row_tiles = ceil_div(rows, kRowBox), depth_blocks = ceil_div(depth, 64);
+  for (const int tile_columns : {64, 96, 128}) {
+    const int tiles = row_tiles * ceil_div(columns, tile_columns);
+    for (const int split : {1, 2, 4, 8}) {
+      // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); more than 8 waves never do.
+      if (split > 1 && (tiles * split > 2 * multiprocessors || split > depth_blocks)) continue;
+      if (split == 1 && tiles > 16 * multiprocessors) continue;
+      list.push_back({tile_columns, split});
+    }
+  }
+  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.push_back({256, 1});
+  return list;
+}
+
+void prepare_products() {
+  prepare_product_split();
+  prepare_product_persistent();
+}
+
+}  // namespace bert

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hopper product for few rows: tiles of 128 x kTile, and up to 8 blocks of a cluster share the depth of one tile, so
+// that 128 rows fill the machine. The partial sums are added through distributed shared memory; no second kernel.
+// Small enough that two blocks fit on a multiprocessor: with programmatic dependent launch the next product's blocks are
+// there early and fetch their weights while this one still works.
+#include "launch.h"
+#include "product_sm90.h"
+#include "row_stats.cuh"
+#include "wgmma.cuh"
+
+namespace bert {
+
+namespace {
+
+constexpr int kDepth = 64;             // columns of a box: 128 bytes, the swizzle's width
+constexpr int kConsumers = 256;        // two warpgroups of 64 rows each
+constexpr int kThreads = kConsumers + kWarp;  // and the warp that feeds them
+constexpr int kConsumerWarps = kConsumers / kWarp;
+constexpr int kMaxSplit = 8;           // the largest portable cluster
+constexpr int kAhead = 4;              // passes over rows whose residual is fetched early
+
+template <int kTile>
+struct Shape {
+  static constexpr int kStageBytes = (kRowBox + kTile) * kDepth * 2;
+  static constexpr int kStages = 98304 / kStageBytes;  // 96 KB: two blocks a multiprocessor
+  static constexpr int kPitch = kTile + 8;             // floats of a row of partial sums; + 8 keeps the float2 stores apart
+  static_assert(kRowBox * kPitch * 4 <= kStages * kStageBytes, "the partial sums take the place of the stages");
+  static constexpr int kSharedBytes = kStages * kStageBytes + kRowBox * 8 + kStages * 16;
+};
+
+template <Epilogue kEpilogue>
+__device__ inline float finish(float acc, float bias, float factor, Norm norm, float residual) {
+  if (kEpilogue == Epilogue::residual) return acc + bias + (residual - norm.mean) * norm.scale * factor;
+  const float x = norm.scale * (acc - norm.mean * factor) + bias;
+  return kEpilogue == Epilogue::norm_gelu_tanh ? gelu_tanh(x) : kEpilogue == Epilogue::norm_gelu_erf ? gelu_erf(x) : x;
+}
+
+template <int kTile, Epilogue kEpilogue>
+__global__ void __launch_bounds__(kThreads, 2)
+    product_split_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  using S = Shape<kTile>;
+  extern __shared__ __align__(1024) char shared[];
+  float* partial = reinterpret_cast<float*>(shared);                                   // (128, kPitch), after the products
+  Norm* norms = reinterpret_cast<Norm*>(shared + S::kStages * S::kStageBytes);         // (128,)
+  uint64_t* full = reinterpret_cast<uint64_t*>(norms + kRowBox);
+  uint64_t* empty = full + S::kStages;
+
+  let_next_start();
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int rank = blockIdx.x, split = gridDim.x;
+  const int first_row = blockIdx.z * kRowBox, first_column = blockIdx.y * kTile;
+  const int rows = *p.tokens;
+  if (first_row >= rows) return;
+  const int blocks = ceil_div(p.depth, kDepth);
+  const int begin = blocks * rank / split, count = blocks * (rank + 1) / split - begin;
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kStages; ++i) {
+      sm90::barrier_init(full + i, 1);
+      sm90::barrier_init(empty + i, kConsumerWarps);
+    }
+    sm90::barrier_init_fence();
+  }
+  __syncthreads();
+
+  const int slice = kRowBox / split, slice_begin = rank * slice;  // rows this block finishes
+  constexpr int kRowLanes = kTile == 64 ? 16 : 32;                // lanes of a row in the epilogue, 4 columns each
+  constexpr int kPassRows = kConsumerWarps * kWarp / kRowLanes;
+  const int lane_column = threadIdx.x % kRowLanes * 4;
+  const int column = first_column + lane_column;
+  const bool real_column = lane_column < kTile && column < p.columns;
+  float4 bias{}, factor{};
+
+  if (warp == kConsumerWarps) {
+    const int ahead = min(count, S::kStages);
+    auto stage = [&](int i) { return shared + i % S::kStages * S::kStageBytes; };
+    auto load_weights = [&](int i) {
+      sm90::expect_bytes(full + i % S::kStages, S::kStageBytes);
+      sm90::load_box(stage(i) + kRowBox * kDepth * 2, &weights, (begin + i) * kDepth, first_column, full + i % S::kStages);
+    };
+    auto load_input = [&](int i) { sm90::load_box(stage(i), &input, (begin + i) * kDepth, first_row, full + i % S::kStages); };
+    if (lane == 0) {
+      for (int i = 0; i < ahead; ++i) load_weights(i);  // weights never change: no need to wait for the kernel before
+      wait_for_previous();
+      for (int i = 0; i < ahead; ++i) load_input(i);
+    }
+    __syncwarp();
+    wait_for_previous();
+    for (int r = lane; r < slice; r += kWarp) {
+      const int row = first_row + slice_begin + r;
+      if (row < rows) norms[r] = combine_alone(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps);
+    }
+    if (lane == 0) {
+      for (int i = ahead; i < count; ++i) {
+        sm90::wait(empty + i % S::kStages, (i / S::kStages - 1) & 1);
+        load_weights(i);
+        load_input(i);
+      }
+    }
+    __syncwarp();
+    sm90::cluster_arrive();
+    sm90::cluster_wait();
+  } else {
+    if (real_column) {
+      bias = *reinterpret_cast<const float4*>(p.bias + column);
+      factor = *reinterpret_cast<const float4*>(p.factor + column);
+    }
+    float acc[kTile / 2];
+#pragma unroll
+    for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
+    const int group = warp / 4;
+    for (int i = 0; i < count; ++i) {
+      const int s = i % S::kStages;
+      const char* a = shared + s * S::kStageBytes + group * 64 * kDepth * 2;
+      const char* b = shared + s * S::kStageBytes + kRowBox * kDepth * 2;
+      sm90::wait(full + s, (i / S::kStages) & 1);
+      const uint64_t da = sm90::descriptor<128>(a), db = sm90::descriptor<128>(b);
+      sm90::pin(acc);
+      sm90::multiply_fence();
+#pragma unroll
+      for (int k = 0; k < kDepth / 16; ++k) sm90::multiply<kTile>(acc, da + 2 * k, db + 2 * k, true);  // + 2: 32 bytes
+      sm90::multiply_commit();
+      sm90::pin(acc);
+      sm90::multiply_wait<1>();
+      if (i > 0 && lane == 0) sm90::arrive(empty + (i - 1) % S::kStages);
+    }
+    sm90::multiply_wait<0>();
+    sm90::pin(acc);
+    sm90::named_barrier(1, kConsumers);  // both warpgroups have read the last stage
+    const int tile_row = warp * 16 + lane / 4;
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      float* to = partial + tile_row * S::kPitch + 8 * j + 2 * (lane % 4);
+      *reinterpret_cast<float2*>(to) = make_float2(acc[4 * j], acc[4 * j + 1]);
+      *reinterpret_cast<float2*>(to + 8 * S::kPitch) = make_float2(acc[4 * j + 2], acc[4 * j + 3]);
+    }
+    sm90::cluster_arrive();
+    // Fetch the residual while the other blocks arrive.
+    wait_for_previous();
+    const int pass_row = threadIdx.x / kRowLanes;
+    auto residual_of = [&](int r) {
+      const int row = first_row + slice_begin + r;
+      const bool real = kEpilogue == Epilogue::residual && r < slice && row < rows && real_column;
+      return real ? __ldcg(reinterpret_cast<const uint2*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint2{};
+    };
+    uint2 residual[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
+    sm90::cluster_wait();
+
+    for (int base = 0; base < slice; base += kAhead * kPassRows) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int r = base + i * kPassRows + pass_row, row = first_row + slice_begin + r;
+        if (base + i * kPassRows >= slice) continue;  // the same for the whole block: a slice is a multiple of kPassRows
+        const bool real = row < rows && real_column;
+        float4 parts[kMaxSplit];
+        const float* from = partial + (slice_begin + r) * S::kPitch + min(lane_column, kTile - 4);
+#pragma unroll
+        for (int k = 0; k < kMaxSplit; ++k) {
+          if (k < split) parts[k] = sm90::load_remote(from, (rank + k) % split);
+        }
+        float v[4] = {};
+#pragma unroll
+        for (int k = 0; k < kMaxSplit; ++k) {
+          if (k < split) v[0] += parts[k].x, v[1] += parts[k].y, v[2] += parts[k].z, v[3] += parts[k].w;
+        }
+        const Norm norm = norms[r];
+        const float2 x01 = __half22float2(reinterpret_cast<const __half2*>(&residual[i])[0]);
+        const float2 x23 = __half22float2(reinterpret_cast<const __half2*>(&residual[i])[1]);
+        const __half2 out01 = __floats2half2_rn(finish<kEpilogue>(v[0], bias.x, factor.x, norm, x01.x), finish<kEpilogue>(v[1], bias.y, factor.y, norm, x01.y));
+        const __half2 out23 = __floats2half2_rn(finish<kEpilogue>(v[2], bias.z, factor.z, norm, x23.x), finish<kEpilogue>(v[3], bias.w, factor.w, norm, x23.y));
+        if (real) {
+          const uint2 packed{reinterpret_cast<const unsigned&>(out01), reinterpret_cast<const unsigned&>(out23)};
+          *reinterpret_cast<uint2*>(p.out + static_cast<size_t>(row) * p.columns + column) = packed;
+        }
+        if (kEpilogue == Epilogue::residual) {
+          const float2 y01 = __half22float2(out01), y23 = __half22float2(out23);
+          const int width = min(kTile, p.columns - first_column);
+          float sum = real ? y01.x + y01.y + y23.x + y23.y : 0.f;
+#pragma unroll
+          for (int step = kRowLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+          const float mean = sum / width;
+          const float d0 = y01.x - mean, d1 = y01.y - mean, d2 = y23.x - mean, d3 = y23.y - mean;
+          float squares = real ? d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 : 0.f;
+#pragma unroll
+          for (int step = kRowLanes / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+          if (real && lane_column == 0) p.out_stats.data[static_cast<size_t>(row) * p.out_stats.tiles + blockIdx.y] = make_float2(mean, squares);
+        }
+      }
+      if (base + kAhead * kPassRows < slice) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(base + (kAhead + i) * kPassRows + pass_row);
+      }
+    }
+  }
+  // Nobody leaves while another block may still read its partial sums.
+  __syncwarp();
+  sm90::cluster_arrive();
+  sm90::cluster_wait();
+#endif
+}
+
+using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
+
+template <int kTile>
+Kernel kernel_of(Epilogue epilogue) {
+  switch (epilogue) {
+    case Epilogue::norm: return product_split_kernel<kTile, Epilogue::norm>;
+    case Epilogue::norm_gelu_tanh: return product_split_kernel<kTile, Epilogue::norm_gelu_tanh>;
+    case Epilogue::norm_gelu_erf: return product_split_kernel<kTile, Epilogue::norm_gelu_erf>;
+    default: return product_split_kernel<kTile, Epilogue::residual>;
+  }
+}
+
+constexpr Epilogue kAll[] = {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual};
+
+template <int kTile>
+void start(cudaStream_t stream, int split, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& p, int rows) {
+  Launch shape{dim3(split, ceil_div(p.columns, kTile), ceil_div(rows, kRowBox)), dim3(kThreads), Shape<kTile>::kSharedBytes, split, true};
+  launch(stream, shape, kernel_of<kTile>(epilogue), input, weights, p);
+}
+
+}  // namespace
+
+void prepare_product_split() {
+  for (const Epilogue epilogue : kAll) {
+    allow_shared(kernel_of<64>(epilogue), Shape<64>::kSharedBytes);
+    allow_shared(kernel_of<96>(epilogue), Shape<96>::kSharedBytes);
+    allow_shared(kernel_of<128>(epilogue), Shape<128>::kSharedBytes);
+  }
+}
+
+void product_split(cudaStream_t stream, const Variant& variant, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+                   const Product& product, int rows) {
+  switch (variant.tile_columns) {
+    case 64: return start<64>(stream, variant.split, epilogue, input, weights, product, rows);
+    case 96: return start<96>(stream, variant.split, epilogue, input, weights, product, rows);
+    case 128: return start<128>(stream, variant.split, epilogue, input, weights, product, rows);
+    default: fail("there is no product kernel with tiles of ", variant.tile_columns, " columns");
+  }
+}
+
+}  // namespace bert

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights on the device: each tensor is checked against the shape asked for, copied once, and owned here.
+#pragma once
+
+#include <cuda_fp16.h>
+
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common.h"
+#include "engine_file.h"
+
+namespace bert {
+
+class Upload {
+ public:
+  explicit Upload(const EngineFile& file) : file_(file) {}
+
+  // (rows, columns) of the engine's own type.
+  template <class T>
+  T* matrix(const std::string& name, int rows, int columns) {
+    return static_cast<T*>(copy(file_.tensor(name, std::is_same_v<T, float> ? "F32" : "F16", {rows, columns})));
+  }
+  float* vector(const std::string& name, int count) { return static_cast<float*>(copy(file_.tensor(name, "F32", {count}))); }
+  float* vectors(const std::string& name, int rows, int columns) { return static_cast<float*>(copy(file_.tensor(name, "F32", {rows, columns}))); }
+
+  // A float vector converted to T.
+  template <class T>
+  T* vector_as(const std::string& name, int count) {
+    const Tensor& tensor = file_.tensor(name, "F32", {count});
+    const float* values = static_cast<const float*>(tensor.data);
+    std::vector<T> converted(values, values + count);
+    return static_cast<T*>(copy(converted.data(), converted.size() * sizeof(T)));
+  }
+
+  // Uninitialised room beside the weights, for values derived from them.
+  float* room(int count) { return static_cast<float*>(allocate(static_cast<size_t>(count) * sizeof(float))); }
+
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* allocate(size_t bytes) {
+    // One allocation for many tensors: 64 MB at a time, or the tensor's own size where that is more.
+    const size_t rounded = (bytes + 255) / 256 * 256;
+    if (blocks_.empty() || used_ + rounded > blocks_.back().bytes()) {
+      blocks_.emplace_back(std::max<size_t>(rounded, 64 << 20));
+      used_ = 0;
+    }
+    char* at = blocks_.back().data() + used_;
+    used_ += rounded;
+    bytes_ += rounded;
+    return at;
+  }
+  void* copy(const Tensor& tensor) { return copy(tensor.data, tensor.bytes); }
+  void* copy(const void* data, size_t bytes) {
+    void* to = allocate(bytes);
+    CUDA_CHECK(cudaMemcpy(to, data, bytes, cudaMemcpyHostToDevice));
+    return to;
+  }
+
+  const EngineFile& file_;  // only while loading
+  std::vector<Buffer<char>> blocks_;
+  size_t used_ = 0, bytes_ = 0;
+};
+
+}  // namespace bert

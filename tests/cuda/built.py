@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what CMake built, for the tests: modules in build/ (or where BERT_BUILD says), and what GPU there is."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("BERT_BUILD", ROOT / "build"))
+
+
+def module(name: str) -> ModuleType | None:
+    """Return a compiled module; None where it was not built."""
+    if str(BUILD) not in sys.path:
+        sys.path.insert(0, str(BUILD))
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def capability() -> int:
+    """Return 90 on Hopper; 0 without a usable GPU or without infer_c."""
+    infer_c = module("infer_c")
+    return infer_c.capability() if infer_c else 0

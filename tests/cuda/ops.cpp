@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Single kernels for the tests: NumPy arrays in, NumPy arrays out, and the time of a launch. FP16 travels as uint16.
+// Outputs are poisoned with NaN before each launch, so that an element nobody wrote shows.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "kernels/attention.h"
+#include "kernels/head.h"
+#include "kernels/layernorm.h"
+#include "kernels/product_sm90.h"
+
+namespace py = pybind11;
+using namespace bert;
+using Half = py::array_t<uint16_t, py::array::c_style>;
+using Float = py::array_t<float, py::array::c_style>;
+using Int = py::array_t<int, py::array::c_style>;
+
+namespace {
+
+template <class To, class From>
+Buffer<To> to_device(const py::array_t<From, py::array::c_style>& a) {
+  static_assert(sizeof(To) % sizeof(From) == 0);
+  Buffer<To> buffer(a.nbytes() / sizeof(To));
+  CUDA_CHECK(cudaMemcpy(buffer.data(), a.data(), a.nbytes(), cudaMemcpyHostToDevice));
+  return buffer;
+}
+
+template <class To>
+Buffer<To> poisoned(size_t count) {
+  Buffer<To> buffer(count);
+  CUDA_CHECK(cudaMemset(buffer.data(), 0xFF, buffer.bytes()));  // NaN in both formats
+  return buffer;
+}
+
+template <class To, class From>
+py::array_t<To> to_host(const Buffer<From>& b, py::ssize_t rows, py::ssize_t columns) {
+  CUDA_CHECK(cudaDeviceSynchronize());
+  py::array_t<To> out({rows, columns});
+  CUDA_CHECK(cudaMemcpy(out.mutable_data(), b.data(), out.nbytes(), cudaMemcpyDeviceToHost));
+  return out;
+}
+
+template <class F>
+float time_ms(int repeats, F&& f) {
+  cudaEvent_t begin, end;
+  CUDA_CHECK(cudaEventCreate(&begin));
+  CUDA_CHECK(cudaEventCreate(&end));
+  f();
+  CUDA_CHECK(cudaEventRecord(begin));
+  for (int i = 0; i < repeats; ++i) f();
+  CUDA_CHECK(cudaEventRecord(end));
+  CUDA_CHECK(cudaEventSynchronize(end));
+  float ms = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return ms / repeats;
+}
+
+int multiprocessors() {
+  int count = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
+// stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns), out_stats (rows, tiles * 2), ms.
+py::tuple product(int tile_columns, int split, int epilogue, const Half& input, const Half& weights, const Float& bias, const Float& factor,
+                  const Float& stats, int width, float eps, const Half& residual, int repeats) {
+  const int rows = static_cast<int>(input.shape(0)), depth = static_cast<int>(input.shape(1)), columns = static_cast<int>(weights.shape(0));
+  const Variant variant{tile_columns, split};
+  const int out_tiles = ceil_div(columns, tile_columns);
+  auto d_input = to_device<__half>(input), d_weights = to_device<__half>(weights), d_residual = to_device<__half>(residual);
+  auto d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
+  auto d_stats = to_device<float2>(stats);
+  Buffer<int> tokens(1);
+  CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
+  auto out = poisoned<__half>(static_cast<size_t>(rows) * columns);
+  auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
+  prepare_products();
+  const CUtensorMap input_map = matrix_map(d_input.data(), rows, depth, kRowBox);
+  const CUtensorMap weights_map = matrix_map(d_weights.data(), columns, depth, variant.box_rows());
+  const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
+                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}};
+  CUDA_CHECK(cudaDeviceSynchronize());
+  const auto run = [&] { product_sm90(nullptr, variant, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows, multiprocessors()); };
+  float ms = 0;
+  if (repeats > 0) {
+    ms = time_ms(repeats, run);
+  } else {
+    run();
+  }
+  return py::make_tuple(to_host<uint16_t>(out, rows, columns), to_host<float>(out_stats, rows, out_tiles * 2), ms);
+}
+
+// qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms.
+py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_seqlen, bool fast, int repeats) {
+  const int rows = static_cast<int>(qkv.shape(0)), hidden = static_cast<int>(qkv.shape(1)) / 3;
+  const AttentionShape shape{static_cast<int>(cu_seqlens.size()) - 1, max_seqlen, heads, hidden / heads};
+  auto d_qkv = to_device<__half>(qkv);
+  auto d_bounds = to_device<int>(cu_seqlens);
+  auto out = poisoned<__half>(static_cast<size_t>(rows) * hidden);
+  const CUtensorMap map = fast ? attention_map(d_qkv.data(), rows, shape) : CUtensorMap{};
+  CUDA_CHECK(cudaDeviceSynchronize());
+  const auto run = [&] {
+    if (fast) {
+      attention_sm90(nullptr, map, d_qkv.data(), out.data(), d_bounds.data(), shape);
+    } else {
+      attention_plain<__half>(nullptr, d_qkv.data(), out.data(), d_bounds.data(), shape);
+    }
+  };
+  float ms = 0;
+  if (repeats > 0) {
+    ms = time_ms(repeats, run);
+  } else {
+    run();
+  }
+  return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
+}
+
+py::array_t<float> attention_f32(const Float& qkv, const Int& cu_seqlens, int heads, int max_seqlen) {
+  const int rows = static_cast<int>(qkv.shape(0)), hidden = static_cast<int>(qkv.shape(1)) / 3;
+  auto d_qkv = to_device<float>(qkv);
+  auto d_bounds = to_device<int>(cu_seqlens);
+  auto out = poisoned<float>(static_cast<size_t>(rows) * hidden);
+  attention_plain<float>(nullptr, d_qkv.data(), out.data(), d_bounds.data(), {static_cast<int>(cu_seqlens.size()) - 1, max_seqlen, heads, hidden / heads});
+  return to_host<float>(out, rows, hidden);
+}
+
+py::array_t<uint16_t> add_layernorm_f16(const Half& x, const Float& bias, const Half& residual, const Float& gamma, const Float& beta, float eps) {
+  const int rows = static_cast<int>(x.shape(0)), hidden = static_cast<int>(x.shape(1));
+  auto dx = to_device<__half>(x), dr = to_device<__half>(residual);
+  auto db = to_device<float>(bias), dg = to_device<float>(gamma), de = to_device<float>(beta);
+  Buffer<int> tokens(1);
+  CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
+  auto out = poisoned<__half>(static_cast<size_t>(rows) * hidden);
+  add_layernorm<__half>(nullptr, dx.data(), db.data(), dr.data(), dg.data(), de.data(), out.data(), tokens.data(), rows, hidden, eps);
+  return to_host<uint16_t>(out, rows, hidden);
+}
+
+// Embedding sum and its statistics; triples (tokens, 3).
+py::tuple embed_sum_f16(const Int& triples, const Half& word, const Half& position, const Half& type) {
+  const int rows = static_cast<int>(triples.shape(0)), hidden = static_cast<int>(word.shape(1));
+  Config config;
+  config.hidden_size = hidden;
+  config.vocab_size = static_cast<int>(word.shape(0));
+  config.max_position_embeddings = static_cast<int>(position.shape(0));
+  config.type_vocab_size = static_cast<int>(type.shape(0));
+  auto d_triples = to_device<int>(triples);
+  auto d_word = to_device<__half>(word), d_position = to_device<__half>(position), d_type = to_device<__half>(type);
+  Buffer<int> tokens(1);
+  CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
+  auto out = poisoned<__half>(static_cast<size_t>(rows) * hidden);
+  auto stats = poisoned<float2>(rows);
+  embed_sum(nullptr, config, {tokens.data(), nullptr, d_triples.data()}, {d_word.data(), d_position.data(), d_type.data(), nullptr, nullptr}, out.data(),
+            {stats.data(), 1, hidden}, rows);
+  return py::make_tuple(to_host<uint16_t>(out, rows, hidden), to_host<float>(stats, rows, 2));
+}
+
+// Logits of rows stored before their LayerNorm.
+py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Float& gamma, const Float& beta, float eps, const Float& kernel, const Float& bias) {
+  const int rows = static_cast<int>(x.shape(0)), hidden = static_cast<int>(x.shape(1));
+  auto dx = to_device<__half>(x);
+  auto ds = to_device<float2>(stats);
+  auto dg = to_device<float>(gamma), de = to_device<float>(beta), dk = to_device<float>(kernel), db = to_device<float>(bias);
+  Buffer<int> tokens(1);
+  CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
+  auto logits = poisoned<float>(2ull * rows);
+  head_of_sum(nullptr, dx.data(), {ds.data(), 1, hidden}, dg.data(), de.data(), eps, dk.data(), db.data(), logits.data(), tokens.data(), rows, hidden);
+  return to_host<float>(logits, rows, 2);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(infer_c_ops, m) {
+  m.def("product", &product);
+  m.def("attention", &attention);
+  m.def("attention_f32", &attention_f32);
+  m.def("add_layernorm", &add_layernorm_f16);
+  m.def("embed_sum", &embed_sum_f16);
+  m.def("head_of_sum", &head_of_sum_f16);
+}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel of the CUDA engine against NumPy in float64, on fresh random data at odd sizes. Needs a Hopper GPU and build/infer_c_ops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.cuda import built
+
+ops = built.module("infer_c_ops")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ops is None or built.capability() != 90, reason="needs a Hopper GPU and -DBERT_TEST_OPS=ON")]
+
+EPILOGUES = {"norm": 0, "gelu_tanh": 1, "gelu_erf": 2, "residual": 3}
+LENGTHS = [[1], [17], [127], [128], [129], [384], [512], [1, 17, 127, 128, 129, 384, 512, 64, 65]]
+
+
+def half(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.astype(np.float16)).view(np.uint16)
+
+
+def error(out: np.ndarray, expected: np.ndarray) -> float:
+    """Return the relative error in the Frobenius norm; NaN where the output has one."""
+    return float(np.linalg.norm(out.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+def tile_stats(x: np.ndarray, width: int) -> np.ndarray:
+    """Return mean and squared deviations of every tile of `width` columns, (rows, tiles, 2)."""
+    tiles = [x[:, i : i + width] for i in range(0, x.shape[1], width)]
+    return np.stack([np.stack([t.mean(1), ((t - t.mean(1, keepdims=True)) ** 2).sum(1)], -1) for t in tiles], 1)
+
+
+def gelu(x: np.ndarray, form: str) -> np.ndarray:
+    if form == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    from math import erf
+
+    return 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+
+
+SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1000), (128, 3072, 1024), (129, 1024, 4096), (300, 776, 200), (515, 2304, 768)]
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize("variant", [(64, 1), (64, 4), (64, 8), (96, 1), (96, 2), (96, 4), (128, 1), (128, 2), (128, 8), (256, 1)])
+def test_product(epilogue: str, variant: tuple[int, int]) -> None:
+    rng = np.random.default_rng([*variant, EPILOGUES[epilogue]])
+    for rows, columns, depth in SIZES:
+        if variant[1] > -(-depth // 64):
+            continue
+        x = (rng.standard_normal((rows, depth)) * 2 + 0.5).astype(np.float16)
+        w = (rng.standard_normal((columns, depth)) * depth**-0.5).astype(np.float16)
+        bias = rng.standard_normal(columns).astype(np.float32)
+        residual = (rng.standard_normal((rows, columns)) * 3 - 1).astype(np.float16)
+        product = x.astype(np.float64) @ w.astype(np.float64).T
+        if epilogue == "residual":
+            base, factor = residual.astype(np.float64), rng.standard_normal(columns).astype(np.float32)
+        else:
+            base, factor = x.astype(np.float64), w.astype(np.float64).sum(1).astype(np.float32)
+        eps, width = 1e-12, int(rng.choice([64, 96, 128, 256]))
+        mean, scale = base.mean(1, keepdims=True), 1 / np.sqrt(base.var(1, keepdims=True) + eps)
+        if epilogue == "residual":
+            expected = product + bias + (base - mean) * scale * factor
+        else:
+            expected = scale * (product - mean * factor) + bias
+            expected = expected if epilogue == "norm" else gelu(expected, epilogue)
+        stats = tile_stats(base, width).astype(np.float32)
+        out, out_stats, _ = ops.product(*variant, EPILOGUES[epilogue], half(x), half(w), bias, factor, stats, width, eps, half(residual), 0)
+        out = out.view(np.float16).astype(np.float64)
+        where = f"{rows} x {columns} x {depth}"
+        assert error(out, expected) <= 1e-3, where
+        assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max() + 2e-3, where
+        if epilogue == "residual":
+            wanted = tile_stats(out, variant[0])
+            assert np.abs(out_stats.reshape(wanted.shape) - wanted).max() <= 1e-4 * np.abs(wanted).max() + 1e-5, where
+
+
+def attention_reference(qkv: np.ndarray, lengths: list[int], heads: int) -> np.ndarray:
+    hidden = qkv.shape[1] // 3
+    out, first = np.empty((len(qkv), hidden)), 0
+    for length in lengths:
+        q, k, v = (qkv[first : first + length, i * hidden : (i + 1) * hidden].astype(np.float64).reshape(length, heads, -1).swapaxes(0, 1) for i in range(3))
+        s = q @ k.swapaxes(1, 2) / np.sqrt(hidden // heads)
+        p = np.exp(s - s.max(-1, keepdims=True))
+        out[first : first + length] = (p / p.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(length, hidden)
+        first += length
+    return out
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("head_size", "fast"), [(64, True), (32, True), (64, False), (40, False), (128, False)])
+def test_attention(lengths: list[int], head_size: int, fast: bool) -> None:
+    rng = np.random.default_rng([sum(lengths), head_size])
+    for heads in (1, 3, 12):
+        qkv = (rng.standard_normal((sum(lengths), 3 * heads * head_size)) * 2).astype(np.float16)
+        bounds = np.cumsum([0, *lengths], dtype=np.int32)
+        out, _ = ops.attention(half(qkv), bounds, heads, max(lengths), fast, 0)
+        assert error(out.view(np.float16), attention_reference(qkv, lengths, heads)) <= 1e-3
+
+
+def test_attention_in_fp32() -> None:
+    qkv = np.random.default_rng(1).standard_normal((300, 3 * 4 * 24)).astype(np.float32)
+    out = ops.attention_f32(qkv, np.array([0, 1, 172, 300], np.int32), 4, 171)
+    assert error(out, attention_reference(qkv, [1, 171, 128], 4)) <= 1e-5
+
+
+def test_large_scores_do_not_overflow() -> None:
+    qkv = (np.random.default_rng(2).standard_normal((200, 3 * 64)) * 60).astype(np.float16)
+    for fast in (True, False):
+        out, _ = ops.attention(half(qkv), np.array([0, 200], np.int32), 1, 200, fast, 0)
+        assert error(out.view(np.float16), attention_reference(qkv, [200], 1)) <= 2e-3
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 8), (17, 384), (129, 1024), (3, 1000), (5, 4096)])
+def test_add_layernorm(rows: int, hidden: int) -> None:
+    rng = np.random.default_rng(hidden)
+    x, r = ((rng.standard_normal((rows, hidden)) * 3 + 1).astype(np.float16) for _ in range(2))
+    bias, gamma, beta = (rng.standard_normal(hidden).astype(np.float32) for _ in range(3))
+    s = x.astype(np.float64) + r + bias
+    expected = (s - s.mean(1, keepdims=True)) / np.sqrt(s.var(1, keepdims=True) + 1e-12) * gamma + beta
+    out = ops.add_layernorm(half(x), bias, half(r), gamma, beta, 1e-12)
+    assert error(out.view(np.float16), expected) <= 1e-3
+
+
+def test_embedding_and_head() -> None:
+    rng = np.random.default_rng(3)
+    word, position, kind = ((rng.standard_normal((n, 776)) * 0.5).astype(np.float16) for n in (1000, 512, 2))
+    triples = np.stack([rng.integers(0, n, 333) for n in (1000, 512, 2)], 1).astype(np.int32)
+    out, stats = ops.embed_sum(np.ascontiguousarray(triples[:, [0, 2, 1]]), half(word), half(position), half(kind))
+    x = word[triples[:, 0]].astype(np.float64) + position[triples[:, 1]] + kind[triples[:, 2]]
+    assert error(out.view(np.float16), x) <= 1e-3
+    stored = out.view(np.float16).astype(np.float64)
+    assert np.allclose(stats, tile_stats(stored, 776)[:, 0], rtol=1e-4, atol=1e-6)
+    gamma, beta = rng.standard_normal((2, 776)).astype(np.float32)
+    kernel, bias = rng.standard_normal((2, 776)).astype(np.float32), rng.standard_normal(2).astype(np.float32)
+    normal = (stored - stored.mean(1, keepdims=True)) / stored.std(1, keepdims=True) * gamma + beta
+    logits = ops.head_of_sum(out, stats, gamma, beta, 1e-12, kernel, bias)
+    assert error(logits, normal @ kernel.T + bias) <= 1e-5
