@@ -34,10 +34,14 @@ def infer_c() -> Any:
     if directory not in sys.path:
         sys.path.insert(0, directory)
     try:
-        return importlib.import_module("infer_c")
+        module = importlib.import_module("infer_c")
+        if hasattr(module, "bert_inf"):
+            return module
+        del sys.modules["infer_c"]  # the source folder of that name, found as a namespace package
+        reason = "is not compiled"
     except ImportError as error:
-        reason = "is not compiled" if isinstance(error, ModuleNotFoundError) else f"cannot be loaded ({error})"
-        raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; in {ROOT} run: {BUILD_COMMAND}") from error
+        reason = f"cannot be loaded ({error})"
+    raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; in {ROOT} run: {BUILD_COMMAND}")
 
 
 def check() -> None:

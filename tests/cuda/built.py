@@ -18,9 +18,13 @@ def module(name: str) -> ModuleType | None:
     if str(BUILD) not in sys.path:
         sys.path.insert(0, str(BUILD))
     try:
-        return importlib.import_module(name)
+        found = importlib.import_module(name)
     except ImportError:
         return None
+    if found.__file__ is None:  # the source folder infer_c/, as a namespace package
+        del sys.modules[name]
+        return None
+    return found
 
 
 def capability() -> int:
