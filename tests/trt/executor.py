@@ -230,10 +230,10 @@ class Executor:
         kind = layer.arguments["type"].name
         demand(kind in ("GELU_TANH", "GELU_ERF") and x.dtype in FLOATS, f"activation {kind} of {x.dtype}")
         if kind == "GELU_TANH":
-            inner = math.sqrt(2 / math.pi) * (x.array + np.float32(0.044715) * x.array * x.array * x.array)
+            inner = math.sqrt(2 / math.pi) * (x.array + 0.044715 * x.array * x.array * x.array)
             result = 0.5 * x.array * (1 + np.tanh(inner))
         else:
-            result = 0.5 * x.array * (1 + np.frompyfunc(math.erf, 1, 1)(x.array / math.sqrt(2)).astype(np.float32))
+            result = 0.5 * x.array * (1 + np.frompyfunc(math.erf, 1, 1)(x.array / math.sqrt(2)).astype(x.array.dtype))
         return Value(rounded(result, x.dtype), x.dtype)
 
     def _softmax(self, layer: Any, x: Value) -> Value:
@@ -245,7 +245,7 @@ class Executor:
         demand(layer.arguments["axesMask"] == 1 << (x.array.ndim - 1), "normalisation axes")
         demand(scale.array.ndim == bias.array.ndim == x.array.ndim, "normalisation scale rank")
         kind = self._same("normalisation", x, scale, bias)
-        epsilon = np.float32(layer.props.get("epsilon", 1e-5))
+        epsilon = float(layer.props.get("epsilon", 1e-5))
         demand(kind == "FLOAT" or epsilon >= 1e-7, "epsilon underflows in 16 bits")
         centred = x.array - x.array.mean(-1, keepdims=True)
         variance = np.square(centred).mean(-1, keepdims=True)

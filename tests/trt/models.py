@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,27 +75,60 @@ class Megatron(Reference):
         return super()._add(p, local, self.sums[-1], see)
 
 
-# What a quantised engine rounds when only its products are in INT8, and what attention in INT8 adds.
-PRODUCT_INPUTS = (
+# What an engine rounds to INT8, by the endings of the ranges' names: the products' inputs, what attention adds, all of it.
+INT8_PRODUCTS = (
     *(f"{name}_input" for name in ("query", "key", "value")),
     *(f"{name}_dense_input" for name in ("attention_output", "intermediate", "output")),
 )
-ATTENTION_OPERANDS = ("qv_a_input_quantizer", "qv_b_input_quantizer", "av_b_input_quantizer", "av_a_input_quantizer")
-EVERYWHERE = ("",)
+INT8_ATTENTION = tuple(f"{name}_input_quantizer" for name in ("qv_a", "qv_b", "av_b", "av_a"))
+EVERYTHING_INT8 = ("",)
+
+
+def easy_ranges(config: BertConfig, weights: Weights, megatron: bool = False) -> Weights:
+    """Return weights whose ranges make INT8 arithmetic comparable digit by digit.
+
+    Wide enough that nothing saturates (codes end at -128 in TensorRT, at -127 in training); scales with few digits, so that
+    FP32 holds them exactly; one range for query, key and value and one for a tensor and its use as a residual, as the plugins have.
+    """
+    easy = {
+        name: 127 * np.exp2(np.ceil(np.log2(amax * 1.2 / 127) * 8) / 8).astype(np.float16).astype(np.float32)
+        for name, amax in weights.ranges.items()
+    }
+    for name, array in weights.tensors.items():
+        if name.endswith("_kernel"):
+            easy[f"{name}_amax"] = 127 * np.exp2(np.ceil(np.log2(np.abs(array).max(1) / 127))).astype(np.float32)
+    for i in range(config.num_hidden_layers):
+        operands = [f"l{i}_attention_self_{name}_input_quantizer_amax" for name in ("qv_a", "qv_b", "av_b")]
+        easy |= dict.fromkeys(operands, max(easy[name] for name in operands))
+        if not megatron:
+            easy[f"l{i}_attention_output_add_residual_input_quantizer_amax"] = easy[f"l{i}_attention_self_query_input_amax"]
+            easy[f"l{i}_output_add_residual_input_quantizer_amax"] = easy[f"l{i}_intermediate_dense_input_amax"]
+    return Weights(weights.tensors, easy, weights.source)
 
 
 def reference(
-    config: BertConfig, weights: Weights, megatron: bool = False, rounded: tuple[str, ...] = (), kernels: tuple[str, ...] = ("",)
+    config: BertConfig,
+    weights: Weights,
+    megatron: bool = False,
+    rounded: tuple[str, ...] = (),
+    dtype: type = np.float32,
+    trained: bool = False,
+    kernels: Callable[[str], bool] = lambda name: True,
 ) -> Reference:
-    """Return the oracle. rounded: endings of the ranges to round to INT8; kernels: parts of the names of those rounded by row."""
+    """Return the oracle.
+
+    rounded: endings of the names of ranges to round to INT8; kernels are rounded too, by the trained range of each row or by
+    its largest weight.
+    """
     ranges: dict[str, np.ndarray] = {}
     if rounded:
         chosen = [name for name in weights.ranges if name.removesuffix("_amax").endswith(rounded) and "kernel" not in name]
         ranges = {name: weights.ranges[name] for name in chosen}
         for name, array in weights.tensors.items():
-            if name.endswith("_kernel") and any(part in name for part in kernels):
-                ranges[f"{name}_amax"] = np.abs(array).max(1)
-    return (Megatron if megatron else Reference)(config, weights, ranges=ranges)
+            if name.endswith("_kernel") and kernels(name):
+                own = weights.ranges.get(f"{name}_amax") if trained else None
+                ranges[f"{name}_amax"] = np.abs(array.astype(dtype)).max(1) if own is None else own
+    return (Megatron if megatron else Reference)(config, weights, dtype, ranges)
 
 
 def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:

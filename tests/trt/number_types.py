@@ -3,11 +3,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 FLOATS = ("FLOAT", "HALF", "BF16")
+_real: type = np.float32  # what FP32 is computed in
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Compute FP32 in double precision and leave out the plugins' own roundings (16 bits inside INT8 ones, epsilons).
+
+    INT8 amplifies them: a value that crosses a rounding border moves by a whole step, and the next layer spreads it. Without
+    them an INT8 network must agree with the reference to many digits, so a wrong range or place of rounding cannot hide.
+    """
+    global _real
+    _real = np.float64
+    try:
+        yield
+    finally:
+        _real = np.float32
+
+
+def is_exact() -> bool:
+    return _real is np.float64
 
 
 @dataclass
@@ -48,12 +70,12 @@ ROUND = {"HALF": fp16, "BF16": bf16, "FP8": fp8, "INT8": int8}
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
     """Return an array with the precision of a type."""
     if dtype in FLOATS or dtype in ROUND:
-        array = np.asarray(array, np.float32)
+        array = np.asarray(array, _real)
         return ROUND[dtype](array) if dtype in ROUND else array
     return np.asarray(array, {"INT32": np.int32, "INT64": np.int64, "BOOL": np.bool_}[dtype])
 
 
 def fake_int8(x: np.ndarray, amax: np.ndarray | float) -> np.ndarray:
     """Return x on the symmetric INT8 grid of a range."""
-    scale = np.asarray(amax, np.float32) / 127
+    scale = np.asarray(amax, _real) / 127
     return np.clip(np.rint(x / scale), -128, 127) * scale

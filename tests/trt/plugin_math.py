@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trt.number_types import Value, fake_int8, rounded
+from trt.number_types import Value, fake_int8, is_exact, rounded
 
 FLOAT, HALF, INT8 = 0, 1, 2
 NAMES = {FLOAT: "FLOAT", HALF: "HALF", INT8: "INT8"}
@@ -16,6 +16,10 @@ LISTED_SM = (75, 80, 86, 87, 89, 90, 100, 120)
 # (type, SM) -> lengths with a precompiled kernel for head size 64, fixed-length layout
 FUSED_HALF = {sm: (64, 96, 128, 384) + ((512,) if sm >= 90 else ()) for sm in LISTED_SM}
 FUSED_INT8 = {sm: (128, 384) + ((64, 96) if sm == 80 else ()) + ((512,) if sm >= 90 else ()) for sm in LISTED_SM}
+
+
+def narrowed(x: np.ndarray, name: str) -> np.ndarray:
+    return x if is_exact() else rounded(x, name)
 
 
 class PluginAssert(BaseException):
@@ -62,9 +66,9 @@ def embeddings(kind: str, f: dict[str, np.ndarray], inputs: list[Value], sm: int
     total = words[ids] + types[segments] + positions[position]
     half = bool(f.get("output_fp16", [0])[0])
     name = "HALF" if half else "FLOAT"
-    normal = rounded(norm(total, gamma, beta, 0.0), name)[..., None, None]
+    normal = narrowed(norm(total, gamma, beta, 0.0), name)[..., None, None]
     if kind == "megatron":
-        return [Value(normal, name), Value(rounded(total, name)[..., None, None], name)]
+        return [Value(normal, name), Value(narrowed(total, name)[..., None, None], name)]
     if kind == "varseqlen":
         return [Value(normal, name), Value(np.zeros((), np.int32), "INT32", mask_form="placeholder")]
     return [Value(normal, name), encode_mask(inputs[2].array, int(f.get("mha_type_id", [0])[0]), sm)]
@@ -85,7 +89,7 @@ def attention(kind: str, f: dict[str, np.ndarray], inputs: list[Value], amax: fl
     qkv = inputs[0]
     if strong:
         check(qkv.dtype == NAMES[type_id], f"attention of type {type_id} fed with {qkv.dtype}")
-    x = rounded(qkv.array, "HALF") if type_id == HALF else qkv.array
+    x = narrowed(qkv.array, "HALF") if type_id == HALF else qkv.array
     if type_id == INT8:
         check(qkv.amax is not None and amax is not None, "INT8 attention without ranges", WrongResult)
         check("dq_probs" in f and f["dq_probs"][0] < 0.1, "dq_probs is not amax / 127", WrongResult)
@@ -97,7 +101,7 @@ def attention(kind: str, f: dict[str, np.ndarray], inputs: list[Value], amax: fl
         out = _packed_attention(kind, f, x, inputs, hidden, heads, type_id, quantise)
     check(head * heads == hidden, "head size")
     name = "FLOAT" if type_id == FLOAT else "HALF"
-    return Value(fake_int8(out, amax) if type_id == INT8 else rounded(out, name), name)
+    return Value(fake_int8(out, amax) if type_id == INT8 else narrowed(out, name), name)
 
 
 def _fixed_attention(
@@ -145,7 +149,7 @@ def _packed_attention(
 
 
 def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, real: Any, quantise: float | None) -> np.ndarray:
-    scores = np.where(real, q @ k.swapaxes(-1, -2) / np.float32(math.sqrt(q.shape[-1])), -np.inf)
+    scores = np.where(real, q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1]), -np.inf)
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     weights = powers / powers.sum(-1, keepdims=True)
     if quantise is not None:
@@ -170,13 +174,13 @@ def skip_norm(kind: str, f: dict[str, np.ndarray], inputs: list[Value], amax: li
         check(None not in (x.amax, residual.amax, amax[0]), "INT8 skip-layer-norm without ranges", WrongResult)
         check(kind != "megatron" or amax[1] is not None, "output 1 needs a range of its own", WrongResult)
         a, b = fake_int8(a, x.amax), fake_int8(b, residual.amax)  # type: ignore[arg-type]
-        gamma, beta = rounded(gamma, "HALF"), rounded(beta, "HALF")
+        gamma, beta = narrowed(gamma, "HALF"), narrowed(beta, "HALF")
     total = np.moveaxis(a + b, axis, -1)
-    epsilon = (1.19e-7 if type_id == FLOAT else 9.77e-4) if gamma.size in (768, 1024) else 0.0
+    epsilon = 0.0 if is_exact() else (1.19e-7 if type_id == FLOAT else 9.77e-4) if gamma.size in (768, 1024) else 0.0
     normal = np.moveaxis(norm(total, gamma, beta, epsilon), -1, axis)
     name = "FLOAT" if type_id == FLOAT else "HALF"
     if type_id != INT8:
-        return [Value(rounded(normal, name), name)]
+        return [Value(narrowed(normal, name), name)]
     outputs = [Value(fake_int8(normal, amax[0]), name)]  # type: ignore[arg-type]
     if kind == "megatron":
         outputs.append(Value(fake_int8(a + b, amax[1]), name))  # type: ignore[arg-type]
@@ -185,4 +189,4 @@ def skip_norm(kind: str, f: dict[str, np.ndarray], inputs: list[Value], amax: li
 
 def norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(epsilon)) * gamma + beta
+    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + epsilon) * gamma + beta
