@@ -165,7 +165,7 @@ OPTIONS = (
         on=BUILDERS,
         type=float,
         metavar="P",
-        help="share of values inside the range, in percent; 100 is the maximum (default: 99.99)",
+        help="share of values inside the range, in percent; 100 is the maximum (default: 99.999)",
     ),
     # Engine and text
     _option("-e", "--engine", on=INFERENCES + PERFS, required=True, metavar="FILE", help="engine file"),

@@ -20,6 +20,8 @@ from helpers.errors import InputError, MissingDependency
 from helpers.files import read_text
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# Python, and with it BERT, lower-cases a capital sigma that ends a word to the final form; the library does not.
+_FINAL_SIGMA = re.compile(r"(?<=[^\W\d_])Σ(?![^\W\d_])")
 LONGEST_WORD = 200  # characters; a longer word is [UNK]
 
 
@@ -75,18 +77,22 @@ class FullTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the word pieces of every text, in order; several texts are worked on by all cores."""
-        # A lone surrogate is no text; BERT drops it like the replacement character that stands in for it here.
-        clean = [_SURROGATES.sub("\ufffd", text) for text in texts]
         result = []
-        for encoding in self._tokenizer.encode_batch(clean, add_special_tokens=False):
+        for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
             offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
             result.append(Tokens(np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1]))
         return result
 
     def tokenize(self, text: str) -> list[str]:
         """Return the word pieces of a text as strings."""
-        tokens: list[str] = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text), add_special_tokens=False).tokens
+        tokens: list[str] = self._tokenizer.encode(self._clean(text), add_special_tokens=False).tokens
         return tokens
+
+    def _clean(self, text: str) -> str:
+        """Return a text of the same length that the library treats as BERT treats the original."""
+        # A lone surrogate is no text; BERT drops it like the replacement character that stands in for it here.
+        text = _SURROGATES.sub("\ufffd", text)
+        return _FINAL_SIGMA.sub("ς", text) if self.lower_case else text
 
     def convert_tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
         """Return the ids of word pieces; raise InputError for one that the vocabulary lacks."""

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 def check() -> None:
-    """Raise MissingDependency when TensorRT, a GPU or Python's way to it is missing; building needs the same."""
+    """Raise MissingDependency when TensorRT, a GPU or Python's way to it is missing."""
     from helpers import cuda_utils
 
     api.tensorrt()
     cuda_utils.open_gpu()
+
+
+check_build = check  # TensorRT tries its kernels on the GPU while it builds
 
 
 def build(config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
