@@ -293,7 +293,7 @@ class Parser(argparse.ArgumentParser):
             words = match[1].split()
             known = [flag for action in self._actions for flag in action.option_strings]
             unknown = next((word for word in words if word.startswith("-")), words[0])
-            near = difflib.get_close_matches(unknown.split("=")[0], known, n=1, cutoff=0.6)
+            near = unknown.startswith("--") and difflib.get_close_matches(unknown.split("=")[0], known, n=1, cutoff=0.6)
             message = f"unknown option {unknown}" if unknown.startswith("-") else f"unexpected word {unknown!r}"
             if near:
                 message += f"; did you mean {near[0]}?"

@@ -42,7 +42,7 @@ SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1000), (128, 3072, 1024), (12
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("variant", [(64, 1), (64, 4), (64, 8), (96, 1), (96, 2), (96, 4), (128, 1), (128, 2), (128, 8), (256, 1)])
+@pytest.mark.parametrize("variant", [(64, 1), (64, 2), (64, 4), (64, 8), (96, 1), (128, 1), (256, 1)])
 def test_product(epilogue: str, variant: tuple[int, int]) -> None:
     rng = np.random.default_rng([*variant, EPILOGUES[epilogue]])
     for rows, columns, depth in SIZES:

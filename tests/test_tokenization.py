@@ -49,7 +49,18 @@ def test_pieces_of_real_passages_are_those_of_berts_rules() -> None:
 def test_pieces_of_random_unicode_are_those_of_berts_rules() -> None:
     """Assigned characters of Unicode 6 and earlier: the library's tables are older than Python's."""
     draw = random.Random(7)
-    ranges = [(0x20, 0x250), (0x370, 0x3FF), (0x400, 0x4FF), (0x5D0, 0x5EA), (0x2010, 0x2030), (0x4E00, 0x4E80), (0x1F600, 0x1F640), (0x621, 0x64A), (0x904, 0x939), (0xAC00, 0xAD00)]
+    ranges = [
+        (0x20, 0x250),
+        (0x370, 0x3FF),
+        (0x400, 0x4FF),
+        (0x5D0, 0x5EA),
+        (0x2010, 0x2030),
+        (0x4E00, 0x4E80),
+        (0x1F600, 0x1F640),
+        (0x621, 0x64A),
+        (0x904, 0x939),
+        (0xAC00, 0xAD00),
+    ]
     for _ in range(300):
         text = "".join(chr(draw.randint(*draw.choice(ranges))) for _ in range(40))
         text = "".join(char for char in text if unicodedata.category(char) != "Cn")

@@ -104,7 +104,9 @@ def test_onnx_with_folded_and_renamed_products(tmp_path) -> None:
 
     arrays = huggingface_names(TINY, EXPECTED.tensors)
     nodes = []
-    for number, name in enumerate([n for n in arrays if n.startswith("bert.encoder") and n.endswith("weight") and arrays[n].ndim == 2]):
+    for number, name in enumerate(
+        [n for n in arrays if n.startswith("bert.encoder") and n.endswith("weight") and arrays[n].ndim == 2]
+    ):
         arrays[f"onnx::MatMul_{number}"] = arrays.pop(name).T
         path = "/" + name.removesuffix(".weight").replace(".", "/") + "/MatMul"
         nodes.append(onnx.helper.make_node("MatMul", ["x", f"onnx::MatMul_{number}"], [f"y{number}"], name=path))
@@ -246,7 +248,9 @@ def write_checkpoint(path: Path, variables: dict[str, np.ndarray], kind: str = "
 
 @pytest.mark.parametrize(("kind", "limit"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 1e-2)])
 def test_a_tensorflow_checkpoint_of_any_float_type(tmp_path, kind: str, limit: float) -> None:
-    assert_same(tf_checkpoint.read(TINY, write_checkpoint(tmp_path / "model.ckpt", tensorflow_names(EXPECTED.tensors), kind)), limit)
+    assert_same(
+        tf_checkpoint.read(TINY, write_checkpoint(tmp_path / "model.ckpt", tensorflow_names(EXPECTED.tensors), kind)), limit
+    )
 
 
 def test_the_repositorys_model_through_tensorflow(tmp_path, config, weights, script) -> None:

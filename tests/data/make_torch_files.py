@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the PyTorch files of the tests, with PyTorch, which the tests themselves do without. Run from the repository's root:
 
-    python tests/data/make_torch_files.py
+python tests/data/make_torch_files.py
 """
 
 import argparse

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's mistake gets one sentence, the right exit status, no traceback, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, small_config
+
+from helpers.engine_file import METADATA_KEY, EngineInfo, read_info, written_whole
+
+ASK = ("-p", PASSAGE, "-q", QUESTION)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    """Return a directory of files that are each wrong in one way."""
+    directory = tmp_path_factory.mktemp("bad")
+    files = {
+        "empty": b"",
+        "garbage": bytes(range(256)) * 8,
+        "latin1.txt": "na\xefve".encode("latin-1"),
+        "blank.txt": b" \n",
+        "cut.json": b'{"data": [',
+        "list.json": b"[1, 2]",
+        "nothing.json": b'{"data": []}',
+        "noid.json": json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}).encode(),
+        "number.json": json.dumps({"data": [{"paragraphs": [{"context": 5, "qas": [{"id": 1, "question": "b"}]}]}]}).encode(),
+        "words.txt": b"hello\nworld\n",
+        "vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nother\n",
+    }
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "status", "sentence"),
+    [
+        # engines
+        ("inference", "-e missing.engine {ask}", 1, "the engine missing.engine does not exist; build one with builder.py"),
+        ("inference", "-e {bad} {ask}", 1, "is a directory"),
+        ("inference", "-e {bad}/empty {ask}", 4, "is no engine of builder.py or builder_varseqlen.py (0 bytes"),
+        ("inference", "-e {bad}/garbage {ask}", 4, "is no engine of builder.py"),
+        ("perf", "-e missing.engine", 1, "the engine missing.engine does not exist"),
+        ("perf", "-e {engine} -s 385", 4, "takes at most 384 word pieces, not 385; give -s 384 or less"),
+        # texts
+        ("inference", "-e {engine} -p -q what", 1, "the passage is empty; give it some text"),
+        ("inference", "-e {engine} -pf {bad}/blank.txt -q what", 1, "the passage is empty"),
+        ("inference", "-e {engine} -pf {bad}/none.txt -q what", 1, "none.txt cannot be read (No such file or directory)"),
+        ("inference", "-e {engine} -pf {bad}/latin1.txt -q what", 1, "latin1.txt is not UTF-8 text (byte 2); convert it to UTF-8"),
+        ("inference", "-e {engine} -pf {bad} -q what", 1, "cannot be read (Is a directory)"),
+        ("inference", "-e {engine} -p a -pf b -q what", 2, "-p and -pf each give a passage; give one of them"),
+        ("inference", "-e {engine} -p a -sq b", 2, "-p and -sq each give a passage"),
+        ("inference", "-e {engine} -sq b -q what", 2, "-q and -sq each give a question"),
+        ("inference", "-e {engine} -p a -q b -qf c", 2, "-q and -qf each give a question"),
+        (
+            "inference",
+            "-e {engine} -s 20 -p words -q {long}",
+            2,
+            "leaves no room for the passage in a window of 20; give a longer -s",
+        ),
+        ("inference", "-e {engine} -s 400 {ask}", 4, "takes at most 384 word pieces, a window of 400 was asked for; give -s 384"),
+        # SQuAD files
+        ("inference", "-e {engine} -sq {bad}/cut.json", 1, "cut.json is not valid JSON"),
+        ("inference", "-e {engine} -sq {bad}/list.json", 1, "list.json is not in SQuAD format"),
+        ("inference", "-e {engine} -sq {bad}/nothing.json", 1, "nothing.json holds no questions"),
+        ("inference", "-e {engine} -sq {bad}/noid.json", 1, "noid.json is not in SQuAD format (KeyError('id'))"),
+        ("inference", "-e {engine} -sq {bad}/number.json", 1, "a question or a context is not text"),
+        ("inference", "-e {engine} -sq {sample} -o /no/such/dir/p.json", 1, "/no/such/dir/p.json cannot be written"),
+        ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "cannot be written: it is a directory"),
+        # vocabularies
+        ("inference", "-e {engine} -v {bad}/none.txt {ask}", 1, "the vocabulary {bad}/none.txt cannot be read"),
+        ("inference", "-e {engine} -v {bad}/words.txt {ask}", 1, "is no BERT vocabulary: it lacks [CLS], [SEP], [UNK]"),
+        ("inference", "-e {engine} -v {bad}/vocab.txt {ask}", 4, "(5 tokens, digest "),
+        # runtimes
+        ("inference", "-e {engine} --threads 0 {ask}", 2, "argument --threads: 0 is too small"),
+        # building
+        ("builder", "-x {onnx} -c {bad} -o {out}", 1, "no bert_config.json (or config.json) in {bad}"),
+        ("builder", "-c {model} -o {out}", 2, "no weights are given; give one of -m/--ckpt, -x/--onnx"),
+        ("builder", "-x a -m b -c {model} -o {out}", 2, "-m/--ckpt and -x/--onnx are given; give one of"),
+        ("builder", "-x {bad}/none.onnx -c {model} -o {out}", 1, "none.onnx cannot be read"),
+        ("builder", "-m {bad}/none.ckpt -c {model} -o {out}", 1, "there is no TensorFlow checkpoint {bad}/none.ckpt"),
+        ("builder", "-pt {bad}/none.pt -c {model} -o {out}", 1, "none.pt cannot be read (No such file or directory)"),
+        (
+            "builder",
+            "-x {onnx} -c {model} -o {out} -s 600",
+            2,
+            "sequence length 600 is longer than the model's 512 positions; give -s 512",
+        ),
+        ("builder", "-x {onnx} -c {model} -o {out} --fp32 --fp16", 2, "--fp32 asks for 32-bit arithmetic only"),
+        ("builder", "-x {onnx} -c {model} -o {out} --int8 --fp8", 2, "--int8 and --fp8 exclude each other"),
+        ("builder", "-x {onnx} -c {model} -o {out} --fp8", 2, "the cpu backend has no FP8 arithmetic"),
+        ("builder", "-x {onnx} -c {model} -o {out} -v {bad}/words.txt", 1, "is no BERT vocabulary"),
+        ("builder", "-x {onnx} -c {model} -o {bad}", 1, "is a directory; give the name of a file"),
+        ("builder", "-x {onnx} -c {model} -o /proc/nothing/e", 1, "/proc/nothing/e cannot be written"),
+        (
+            "builder",
+            "-x {onnx} -c {model} -o {out} --int8 --calibrate --calib-percentile 5",
+            2,
+            "--calib-percentile 5.0 is out of range",
+        ),
+        ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
+        (
+            "builder",
+            "-x {onnx} -c {model} -o {out} --int8 --calibrate -j {bad}/cut.json -p {bad}/new",
+            1,
+            "cut.json is not valid JSON",
+        ),
+    ],
+)
+def test_mistakes(script, engines, bad, tmp_path, command: str, line: str, status: int, sentence: str) -> None:
+    places = {
+        "bad": bad,
+        "engine": engines["fp32"],
+        "model": MODEL,
+        "onnx": ONNX,
+        "out": tmp_path / "out.engine",
+        "sample": ROOT / "squad" / "dev-sample-1000.json",
+    }
+    words: list[str] = []
+    for word in line.split():
+        if word == "{ask}":
+            words += ASK
+        elif word == "{long}":
+            words += ["long"] * 30
+        else:
+            words.append(word.format(**places))
+    before = sorted(bad.iterdir())
+    ended = script(command, *words, *(["--backend", "cpu"] if command == "builder" else []))
+    assert ended.sentence.find(sentence.format(**places)) >= 0, ended.err
+    assert ended.status == status
+    assert ended.out == ""
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(bad.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"hidden_size": 7, "num_attention_heads": 2}, "hidden_size 7, which 2 attention heads cannot share evenly"),
+        ({"hidden_size": "big"}, "hidden_size = 'big'; it must be a whole number"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'; only the GELU forms"),
+        ({"model_type": "roberta"}, "describes a 'roberta' model; only BERT"),
+        ({"num_hidden_layers": None}, "num_hidden_layers = None"),
+        ({"intermediate_size": 99}, "l0_intermediate_dense_kernel has shape (1536, 384) where the configuration says (99, 384)"),
+        ({"vocab_size": 40000}, "bert_embeddings_word_embeddings has shape (30522, 384) where the configuration says (40000, 384)"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(script, tmp_path, change: dict, sentence: str) -> None:
+    values = json.loads((MODEL / "bert_config.json").read_text()) | change
+    (tmp_path / "bert_config.json").write_text(json.dumps(values))
+    ended = script("builder", "-x", ONNX, "-c", tmp_path, "-o", tmp_path / "out.engine", "--backend", "cpu")
+    assert sentence in ended.sentence
+    assert ended.status == 1
+    assert not (tmp_path / "out.engine").exists()
+
+
+def test_a_vocabulary_larger_than_the_model(script, tmp_path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text((MODEL / "vocab.txt").read_text() + "more\n")
+    ended = script("builder", "-x", ONNX, "-c", MODEL, "-v", vocab, "-o", tmp_path / "e", "--backend", "cpu")
+    assert "has 30523 lines, the model's embedding table 30522 rows" in ended.sentence
+    assert ended.status == 1
+
+
+def test_an_engine_without_vocabulary_asks_for_one(script, tmp_path) -> None:
+    (tmp_path / "bert_config.json").write_text((MODEL / "bert_config.json").read_text())
+    engine = tmp_path / "e"
+    assert script("builder", "-x", ONNX, "-c", tmp_path, "-o", engine, "--backend", "cpu").status == 0
+    ended = script("inference", "-e", engine, *ASK)
+    assert (ended.status, "carries no vocabulary; give the model's vocab.txt with -v" in ended.sentence) == (2, True)
+    assert script("inference", "-e", engine, "-v", MODEL / "vocab.txt", *ASK).status == 0
+
+
+def test_an_engine_of_a_backend_that_is_missing_here(script, engines, tmp_path) -> None:
+    """What a user sees who copies an engine from a machine with TensorRT."""
+    plan = tmp_path / "plan.engine"
+    plan.write_bytes(b"ftrt" + b"\0" * 100)
+    info = replace(read_info(engines["fp32"]), backend="tensorrt", gpu="NVIDIA A100 8.0")
+    (tmp_path / "plan.engine.json").write_text(info.to_json())
+    ended = script("inference", "-e", plan, *ASK)
+    assert ended.status == 3
+    assert "tensorrt" in ended.sentence.lower()
+    assert "pip install" in ended.sentence
+
+
+def test_an_engine_of_another_format(script, engines, tmp_path) -> None:
+    plan = tmp_path / "plan.engine"
+    plan.write_bytes(b"x")
+    text = read_info(engines["fp32"]).to_json().replace('"format": 1', '"format": 99')
+    (tmp_path / "plan.engine.json").write_text(text)
+    ended = script("inference", "-e", plan, *ASK)
+    assert (ended.status, "has engine format 99, this version reads format 1" in ended.sentence) == (4, True)
+
+
+def test_logits_that_are_not_finite_are_not_turned_into_answers(script, tmp_path) -> None:
+    import onnx
+
+    from helpers.backends import cpu
+    from helpers.config import BuildOptions
+    from helpers.weights import random_weights
+
+    config = small_config(vocab_size=30522, max_position_embeddings=128)
+    weights = random_weights.make(config, 1)
+    weights.tensors["cls_squad_output_bias"][0] = float("nan")
+    path = tmp_path / "nan.engine"
+    info = EngineInfo("cpu", "padded", "fp32", (1,), (128,), config, vocab=(MODEL / "vocab.txt").read_text())
+    cpu.build(config, weights, BuildOptions(path), info)
+    assert METADATA_KEY in {entry.key for entry in onnx.load(path).metadata_props}
+    ended = script("inference", "-e", path, *ASK)
+    assert (ended.status, "gave logits that are not finite numbers" in ended.sentence) == (4, True)
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "KILL"])
+def test_a_killed_build_leaves_nothing_half_written(tmp_path, kill: signal.Signals) -> None:
+    """Killed at several moments of the work: there is no engine, or a whole one."""
+    out = tmp_path / "e.engine"
+    command = [sys.executable, "builder.py", "-x", ONNX, "-c", MODEL, "-o", out, "--backend", "cpu"]
+    for delay in (0.0, 0.15, 0.4):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert process.stderr
+        while not (line := process.stderr.readline()).startswith("building: "):
+            assert line, "the build ended early"
+        time.sleep(delay)
+        process.send_signal(kill)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        left = list(tmp_path.iterdir())
+        if out in left:
+            assert read_info(out).backend == "cpu"
+        if kill != signal.SIGKILL:
+            assert set(left) <= {out}
+            assert process.returncode in (0, 130, 143), err
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
