@@ -119,6 +119,10 @@ class OpenVinoSession(_PaddedSession):
         self.concurrency = 1 if options.latency else int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.precision = properties["INFERENCE_PRECISION_HINT"]
         self._requests = threading.local()
+        # OpenVINO's binding sets itself up in the first call that meets a NumPy array, and two threads that are first together
+        # lock each other out for good (one holds the interpreter, the other the once-guard). So one thread goes first, here.
+        one = np.ones((1, 1), np.int32)
+        self._infer({"input_ids": one, "segment_ids": one, "input_mask": one})
 
     def _precision(self, core: Any, options: LoadOptions) -> str:
         """Return the arithmetic type of what is not INT8: 16 bits if the engine asks for them and the CPU multiplies them."""
