@@ -133,8 +133,7 @@ class EncoderSm90 final : public Encoder {
       Choice choice;
       for (const Json& pair : list.items()) {
         const Variant v{static_cast<int>(pair.items().at(0).integer()), static_cast<int>(pair.items().at(1).integer())};
-        const bool known = v.tile_columns == 64 || v.tile_columns == 96 || v.tile_columns == 128 || v.persistent();
-        if (!known || (v.split != 1 && v.split != 2 && v.split != 4 && v.split != 8)) fail("the remembered algorithm ", v.name(), " does not exist");
+        if (!v.exists()) fail("the remembered algorithm ", v.name(), " does not exist");
         choice.push_back(v);
       }
       if (choice.size() != kProducts) fail("the remembered algorithms of ", key, " rows are not ", kProducts);
@@ -158,15 +157,15 @@ class EncoderSm90 final : public Encoder {
   Variant default_variant(int rows, const Operand& o) const {
     const int tiles = ceil_div(rows, kRowBox) * ceil_div(o.columns, 256);
     if (2 * tiles >= 2 * multiprocessors_) return {256, 1};
-    Variant v{128, 1};
-    while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 128) * v.split * 2 <= multiprocessors_) v.split *= 2;
-    while (v.split > 1 && v.split > ceil_div(o.depth, 64)) v.split /= 2;
+    Variant v{64, 1};
+    while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
+    while (v.split > ceil_div(o.depth, 64)) v.split /= 2;
     return v;
   }
 
   void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {
     if (fast_attention_) {
-      attention_sm90(stream, attention_map_, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
+      attention_sm90(stream, attention_map_, context_.data(), in.cu_seqlens, attention_shape(bucket));
     } else {
       attention_plain<__half>(stream, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
     }

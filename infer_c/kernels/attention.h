@@ -23,6 +23,6 @@ void attention_plain(cudaStream_t stream, const T* qkv, T* context, const int* c
 // The same on sm_90a for head sizes 32 and 64. `map` is the tensor map of qkv that attention_map makes once.
 bool attention_sm90_fits(int head_size);
 CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape);
-void attention_sm90(cudaStream_t stream, const CUtensorMap& map, const __half* qkv, __half* context, const int* cu_seqlens, const AttentionShape& shape);
+void attention_sm90(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape);
 
 }  // namespace bert

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper attention for short sequences, head sizes 32 and 64. All keys and values of a head lie in shared memory (128 KB
 // at most, for 512 tokens of head size 64), so nothing is fetched twice and the copy engine can run ahead of the first
-// product. A warpgroup owns 64 queries in registers and walks over the keys 64 at a time with online softmax in FP32; the
-// weights go from the result registers of the first product straight into the operand registers of the second.
+// product. A warpgroup takes 64 queries and walks over the keys 64 at a time with online softmax in FP32; the weights go
+// from the result registers of the first product straight into the operand registers of the second. (The queries stay in
+// shared memory: as a loop-invariant register operand, ptxas 13.0 overwrites them with the weights.)
 #include "attention.h"
 #include "device.cuh"
 #include "launch.h"
@@ -21,8 +22,8 @@ template <int kHead>
 constexpr int kBoxBytes = kKeys * kHead * 2;
 
 template <int kHead>
-constexpr size_t shared_bytes(int steps) {
-  return static_cast<size_t>(2) * steps * kBoxBytes<kHead> + kMaxSteps * 8;
+constexpr size_t shared_bytes(int steps, int groups) {
+  return static_cast<size_t>(2 * steps + groups) * kBoxBytes<kHead> + (kMaxSteps + groups) * 8;
 }
 
 __device__ inline float exp2_fast(float x) {
@@ -38,24 +39,34 @@ __device__ inline uint32_t pack(float a, float b) {
 
 template <int kHead>
 __global__ void __launch_bounds__(2 * kGroup, 2)
-    attention_kernel(const __grid_constant__ CUtensorMap map, const __half* qkv, __half* context, const int* cu_seqlens, int heads, int max_steps) {
+    attention_kernel(const __grid_constant__ CUtensorMap map, __half* context, const int* cu_seqlens, int heads, int max_steps) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char shared[];
   char* keys = shared;                                      // (steps, 64, kHead)
   char* values = shared + max_steps * kBoxBytes<kHead>;     // (steps, 64, kHead)
-  uint64_t* ready = reinterpret_cast<uint64_t*>(values + max_steps * kBoxBytes<kHead>);
+  char* queries = values + max_steps * kBoxBytes<kHead>;    // (groups, 64, kHead)
+  const int groups = blockDim.x / kGroup, group = threadIdx.x / kGroup;
+  uint64_t* ready = reinterpret_cast<uint64_t*>(queries + groups * kBoxBytes<kHead>);  // keys and values of a step
+  uint64_t* query_ready = ready + kMaxSteps + group;
 
   let_next_start();
   const int first = cu_seqlens[blockIdx.z], length = cu_seqlens[blockIdx.z + 1] - first;
-  const int groups = blockDim.x / kGroup, group = threadIdx.x / kGroup;
   if (static_cast<int>(blockIdx.x) * groups * kKeys >= length) return;
   const int steps = ceil_div(length, kKeys), hidden = heads * kHead, head_column = blockIdx.y * kHead;
   if (threadIdx.x == 0) {
     for (int i = 0; i < steps; ++i) sm90::barrier_init(ready + i, 1);
+    for (int i = 0; i < groups; ++i) sm90::barrier_init(ready + kMaxSteps + i, 1);
     sm90::barrier_init_fence();
   }
   __syncthreads();
   wait_for_previous();
+  const int first_start = (blockIdx.x * groups + group) * kKeys, stride = gridDim.x * groups * kKeys;
+  const auto load_queries = [&](int start) {
+    if (threadIdx.x % kGroup != 0 || start >= length) return;
+    sm90::expect_bytes(query_ready, kBoxBytes<kHead>);
+    sm90::load_box(queries + group * kBoxBytes<kHead>, &map, head_column, first + start, query_ready);
+  };
+  load_queries(first_start);
   if (threadIdx.x == 0) {
     for (int i = 0; i < steps; ++i) {
       sm90::expect_bytes(ready + i, 2 * kBoxBytes<kHead>);
@@ -66,18 +77,11 @@ __global__ void __launch_bounds__(2 * kGroup, 2)
   const int lane = threadIdx.x % kWarp, pair = 2 * (lane % 4);
   const float scale = rsqrtf(static_cast<float>(kHead)) * 1.4426950408889634f;  // softmax in base 2
 
-  for (int start = (blockIdx.x * groups + group) * kKeys; start < length; start += gridDim.x * groups * kKeys) {
+  int turn = 0;
+  for (int start = first_start; start < length; start += stride, ++turn) {
     const int row0 = start + threadIdx.x % kGroup / kWarp * 16 + lane / 4, row1 = row0 + 8;  // this thread's two queries
-    uint32_t query[kHead / 16][4];
-    const __half* q0 = qkv + static_cast<size_t>(first + min(row0, length - 1)) * 3 * hidden + head_column + pair;
-    const __half* q1 = qkv + static_cast<size_t>(first + min(row1, length - 1)) * 3 * hidden + head_column + pair;
-#pragma unroll
-    for (int k = 0; k < kHead / 16; ++k) {
-      query[k][0] = __ldcg(reinterpret_cast<const unsigned*>(q0 + 16 * k));
-      query[k][1] = __ldcg(reinterpret_cast<const unsigned*>(q1 + 16 * k));
-      query[k][2] = __ldcg(reinterpret_cast<const unsigned*>(q0 + 16 * k + 8));
-      query[k][3] = __ldcg(reinterpret_cast<const unsigned*>(q1 + 16 * k + 8));
-    }
+    sm90::wait(query_ready, turn & 1);
+    const uint64_t q_at = sm90::descriptor<2 * kHead>(queries + group * kBoxBytes<kHead>);
     float out[kHead / 2];
 #pragma unroll
     for (int i = 0; i < kHead / 2; ++i) out[i] = 0.f;
@@ -92,11 +96,15 @@ __global__ void __launch_bounds__(2 * kGroup, 2)
       sm90::pin(s);
       sm90::multiply_fence();
 #pragma unroll
-      for (int k = 0; k < kHead / 16; ++k) sm90::multiply_registers<kKeys, false>(s, query[k], k_at + 2 * k, k > 0);
+      for (int k = 0; k < kHead / 16; ++k) sm90::multiply<kKeys>(s, q_at + 2 * k, k_at + 2 * k, k > 0);
       sm90::multiply_commit();
       sm90::pin(s);
       sm90::multiply_wait<0>();
       sm90::pin(s);
+      if (step + 1 == steps) {  // the queries have done their part: fetch the next ones
+        sm90::named_barrier(1 + group, kGroup);
+        load_queries(start + stride);
+      }
       if ((step + 1) * kKeys > length) {
 #pragma unroll
         for (int i = 0; i < kKeys / 2; ++i) {
@@ -161,16 +169,16 @@ __global__ void __launch_bounds__(2 * kGroup, 2)
 }
 
 template <int kHead>
-void start(cudaStream_t stream, const CUtensorMap& map, const __half* qkv, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
-  static const bool allowed = (allow_shared(attention_kernel<kHead>, shared_bytes<kHead>(kMaxSteps)), true);
+void start(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
+  static const bool allowed = (allow_shared(attention_kernel<kHead>, shared_bytes<kHead>(kMaxSteps, 2)), true);
   (void)allowed;
   const int steps = ceil_div(shape.max_seqlen, kKeys), pairs = shape.heads * shape.batch;
   // Few heads: spread the queries over many blocks. Many: let a block keep its keys and values for all queries.
   const int groups = pairs * ceil_div(steps, 2) < 132 ? 1 : 2;
   const int blocks = pairs >= 4 * 132 * 2 ? 1 : ceil_div(steps, groups);
-  Launch launch_shape{dim3(blocks, shape.heads, shape.batch), dim3(groups * kGroup), shared_bytes<kHead>(steps)};
+  Launch launch_shape{dim3(blocks, shape.heads, shape.batch), dim3(groups * kGroup), shared_bytes<kHead>(steps, groups)};
   launch_shape.overlap = true;
-  launch(stream, launch_shape, attention_kernel<kHead>, map, qkv, context, cu_seqlens, shape.heads, steps);
+  launch(stream, launch_shape, attention_kernel<kHead>, map, context, cu_seqlens, shape.heads, steps);
 }
 
 }  // namespace
@@ -181,9 +189,9 @@ CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& sha
   return matrix_map(qkv, rows, 3 * shape.heads * shape.head_size, kKeys, shape.head_size);
 }
 
-void attention_sm90(cudaStream_t stream, const CUtensorMap& map, const __half* qkv, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
-  if (shape.head_size == 64) return start<64>(stream, map, qkv, context, cu_seqlens, shape);
-  if (shape.head_size == 32) return start<32>(stream, map, qkv, context, cu_seqlens, shape);
+void attention_sm90(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
+  if (shape.head_size == 64) return start<64>(stream, map, context, cu_seqlens, shape);
+  if (shape.head_size == 32) return start<32>(stream, map, context, cu_seqlens, shape);
   fail("the Hopper attention has no kernel for head size ", shape.head_size);
 }
 

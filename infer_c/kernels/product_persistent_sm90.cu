@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
       auto feed = [&](int i) {
         const int s = fed % kStages;
-        sm90::wait_cluster(empty + s, (fed / kStages & 1) ^ 1);
+        sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
         sm90::expect_bytes(full + s, kStageBytes);
         char* stage = shared + s * kStageBytes;
         sm90::load_box(stage, &input, i * kDepth, first_row, full + s);

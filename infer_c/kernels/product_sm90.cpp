@@ -34,6 +34,7 @@ std::vector<Variant> variants(int rows, int columns, int depth, int multiprocess
     const int tiles = row_tiles * ceil_div(columns, tile_columns);
     for (const int split : {1, 2, 4, 8}) {
       // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); more than 8 waves never do.
+      if (split > 1 && tile_columns != 64) continue;  // wider tiles are not split
       if (split > 1 && (tiles * split > 2 * multiprocessors || split > depth_blocks)) continue;
       if (split == 1 && tiles > 16 * multiprocessors) continue;
       list.push_back({tile_columns, split});

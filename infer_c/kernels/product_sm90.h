@@ -40,11 +40,15 @@ struct Product {
 
 // One way to cut a product over the machine.
 struct Variant {
-  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows, `split` blocks share one tile's depth. 256: the persistent kernel
-  int split = 1;          // 1, 2, 4, 8
+  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel
+  int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns; otherwise 1
 
   bool persistent() const { return tile_columns == 256; }
   int box_rows() const { return persistent() ? 128 : tile_columns; }  // of the weights' tensor map
+  bool exists() const {
+    const bool narrow = tile_columns == 64 && (split == 1 || split == 2 || split == 4 || split == 8);
+    return narrow || (split == 1 && (tile_columns == 96 || tile_columns == 128 || persistent()));
+  }
   std::string name() const { return text(tile_columns, "/", split); }
 };
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper product for few rows: tiles of 128 x kTile, and up to 8 blocks of a cluster share the depth of one tile, so
-// that 128 rows fill the machine. The partial sums are added through distributed shared memory; no second kernel.
+// that 128 rows fill the machine. Each block finishes a share of the rows: the others send it their partial sums through
+// distributed shared memory; no second kernel.
 // Small enough that two blocks fit on a multiprocessor: with programmatic dependent launch the next product's blocks are
 // there early and fetch their weights while this one still works.
 #include "launch.h"
@@ -21,11 +22,13 @@ constexpr int kAhead = 4;              // passes over rows whose residual is fet
 
 template <int kTile>
 struct Shape {
+  static constexpr bool kSplits = kTile == 64;  // wider tiles have no room for others' partial sums and are not split
   static constexpr int kStageBytes = (kRowBox + kTile) * kDepth * 2;
-  static constexpr int kStages = 98304 / kStageBytes;  // 96 KB: two blocks a multiprocessor
-  static constexpr int kPitch = kTile + 8;             // floats of a row of partial sums; + 8 keeps the float2 stores apart
+  static constexpr int kPitch = kTile + 8;      // floats of a row of partial sums; + 8 keeps the float2 stores apart
+  static constexpr int kReceiveBytes = kSplits ? (kRowBox - kRowBox / kMaxSplit) * kPitch * 4 : 0;  // from 7 others at most
+  static constexpr int kStages = (107 * 1024 - kReceiveBytes) / kStageBytes;  // two blocks a multiprocessor
   static_assert(kRowBox * kPitch * 4 <= kStages * kStageBytes, "the partial sums take the place of the stages");
-  static constexpr int kSharedBytes = kStages * kStageBytes + kRowBox * 8 + kStages * 16;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kReceiveBytes + kRowBox * 8 + (2 * kStages + 1) * 8;
 };
 
 template <Epilogue kEpilogue>
@@ -42,13 +45,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   using S = Shape<kTile>;
   extern __shared__ __align__(1024) char shared[];
   float* partial = reinterpret_cast<float*>(shared);                                   // (128, kPitch), after the products
-  Norm* norms = reinterpret_cast<Norm*>(shared + S::kStages * S::kStageBytes);         // (128,)
+  float* received = reinterpret_cast<float*>(shared + S::kStages * S::kStageBytes);    // (split - 1, slice, kPitch)
+  Norm* norms = reinterpret_cast<Norm*>(received + S::kReceiveBytes / 4);              // (128,)
   uint64_t* full = reinterpret_cast<uint64_t*>(norms + kRowBox);
   uint64_t* empty = full + S::kStages;
+  uint64_t* complete = empty + S::kStages;
 
   let_next_start();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int rank = blockIdx.x, split = gridDim.x;
+  const int rank = S::kSplits ? blockIdx.x : 0, split = S::kSplits ? gridDim.x : 1;
   const int first_row = blockIdx.z * kRowBox, first_column = blockIdx.y * kTile;
   const int rows = *p.tokens;
   if (first_row >= rows) return;
@@ -60,9 +65,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       sm90::barrier_init(full + i, 1);
       sm90::barrier_init(empty + i, kConsumerWarps);
     }
+    sm90::barrier_init(complete, 1);
     sm90::barrier_init_fence();
+    sm90::expect_bytes(complete, (split - 1) * kRowBox / split * S::kPitch * 4);
   }
   __syncthreads();
+  if (S::kSplits) sm90::cluster_arrive();  // the others may send once they have seen this
 
   const int slice = kRowBox / split, slice_begin = rank * slice;  // rows this block finishes
   constexpr int kRowLanes = kTile == 64 ? 16 : 32;                // lanes of a row in the epilogue, 4 columns each
@@ -99,8 +107,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
     __syncwarp();
-    sm90::cluster_arrive();
-    sm90::cluster_wait();
+    sm90::named_barrier(2, kThreads);  // norms are there
+    if (S::kSplits) sm90::cluster_wait();
   } else {
     if (real_column) {
       bias = *reinterpret_cast<const float4*>(p.bias + column);
@@ -135,8 +143,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       *reinterpret_cast<float2*>(to) = make_float2(acc[4 * j], acc[4 * j + 1]);
       *reinterpret_cast<float2*>(to + 8 * S::kPitch) = make_float2(acc[4 * j + 2], acc[4 * j + 3]);
     }
-    sm90::cluster_arrive();
-    // Fetch the residual while the other blocks arrive.
+    sm90::async_fence();
+    sm90::named_barrier(1, kConsumers);
+    if (S::kSplits) {
+      sm90::cluster_wait();
+      if (static_cast<int>(threadIdx.x) < split && static_cast<int>(threadIdx.x) != rank) {
+        const int to = threadIdx.x, slot = rank - (rank > to);
+        sm90::send(received + slot * slice * S::kPitch, partial + to * slice * S::kPitch, slice * S::kPitch * 4, complete, to);
+      }
+    }
+    // Fetch the residual while the partial sums travel.
     wait_for_previous();
     const int pass_row = threadIdx.x / kRowLanes;
     auto residual_of = [&](int r) {
@@ -147,7 +163,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     uint2 residual[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
-    sm90::cluster_wait();
+    sm90::named_barrier(2, kThreads);
+    if (S::kSplits) sm90::wait(complete, 0);
 
     for (int base = 0; base < slice; base += kAhead * kPassRows) {
 #pragma unroll
@@ -155,16 +172,16 @@ __global__ void __launch_bounds__(kThreads, 2)
         const int r = base + i * kPassRows + pass_row, row = first_row + slice_begin + r;
         if (base + i * kPassRows >= slice) continue;  // the same for the whole block: a slice is a multiple of kPassRows
         const bool real = row < rows && real_column;
-        float4 parts[kMaxSplit];
-        const float* from = partial + (slice_begin + r) * S::kPitch + min(lane_column, kTile - 4);
+        const int at = r * S::kPitch + min(lane_column, kTile - 4);
+        const float4 own = *reinterpret_cast<const float4*>(partial + slice_begin * S::kPitch + at);
+        float v[4] = {own.x, own.y, own.z, own.w};
+        if (S::kSplits) {
 #pragma unroll
-        for (int k = 0; k < kMaxSplit; ++k) {
-          if (k < split) parts[k] = sm90::load_remote(from, (rank + k) % split);
-        }
-        float v[4] = {};
-#pragma unroll
-        for (int k = 0; k < kMaxSplit; ++k) {
-          if (k < split) v[0] += parts[k].x, v[1] += parts[k].y, v[2] += parts[k].z, v[3] += parts[k].w;
+          for (int k = 0; k < kMaxSplit - 1; ++k) {
+            if (k >= split - 1) break;
+            const float4 other = *reinterpret_cast<const float4*>(received + k * slice * S::kPitch + at);
+            v[0] += other.x, v[1] += other.y, v[2] += other.z, v[3] += other.w;
+          }
         }
         const Norm norm = norms[r];
         const float2 x01 = __half22float2(reinterpret_cast<const __half2*>(&residual[i])[0]);
@@ -195,10 +212,12 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-  // Nobody leaves while another block may still read its partial sums.
-  __syncwarp();
-  sm90::cluster_arrive();
-  sm90::cluster_wait();
+  // Nobody leaves while its partial sums are still being copied: the receivers arrive here once they have them.
+  if (S::kSplits) {
+    __syncwarp();
+    sm90::cluster_arrive();
+    sm90::cluster_wait();
+  }
 #endif
 }
 

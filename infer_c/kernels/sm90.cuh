@@ -29,11 +29,12 @@ __device__ inline void arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-// Arrive at the barrier of the same name in another block of the cluster.
+// Arrive at the barrier of the same name in another block of the cluster. Not with .release at cluster scope: that costs a
+// fence over all memory, and what the arrival orders here are reads by the tensor cores, which are complete.
 __device__ inline void arrive_remote(uint64_t* barrier, unsigned rank) {
   asm volatile(
       "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
 }
@@ -43,16 +44,6 @@ __device__ inline void wait(uint64_t* barrier, unsigned parity) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\n"
       "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\nbra again;\nfinished:\n}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
-// The same where the arrivals come from other blocks of the cluster.
-__device__ inline void wait_cluster(uint64_t* barrier, unsigned parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
       "@done bra finished;\nbra again;\nfinished:\n}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
@@ -95,18 +86,20 @@ __device__ inline unsigned cluster_size() {
   return size;
 }
 
-__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Relaxed: orders no memory, and so needs no fence. Used where only "everybody is here" matters.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-__device__ inline float4 load_remote(const float* p, unsigned rank) {
-  float4 v;
+// Make ordinary stores to shared memory visible to the copy engine (and the tensor cores).
+__device__ inline void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Copy `bytes` of this block's shared memory to the same kind of place in another block, counted at that block's barrier.
+__device__ inline void send(void* remote_destination, const void* source, unsigned bytes, uint64_t* remote_barrier, unsigned rank) {
   asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %4, %5;\n"
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(shared_address(p)), "r"(rank)
+      "{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %4;\nmapa.shared::cluster.u32 at, %3, %4;\n"
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%1], %2, [at];\n}" ::"r"(shared_address(remote_destination)),
+      "r"(shared_address(source)), "r"(bytes), "r"(shared_address(remote_barrier)), "r"(rank)
       : "memory");
-  return v;
 }
 
 // A barrier of `threads` threads of the block; `id` 1 to 15 (0 is __syncthreads).
