@@ -9,13 +9,12 @@ import math
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from helpers.backends import LoadOptions
 from helpers.cli import log, progress_bar
 from helpers.data_processing import Example, NBest, WindowOptions, read_squad
-from helpers.engine_file import written_whole
+from helpers.engine_file import check_writable, written_whole
 from helpers.errors import InputError, UsageError
 from helpers.files import read_text
 from helpers.qa import QuestionAnswerer, Statistics, engine_info
@@ -28,8 +27,9 @@ def main(command: str, args: argparse.Namespace) -> None:
     """Answer what the command line asks."""
     passage, question = _texts(args)
     examples = read_squad(args.squad_json) if args.squad_json else []
-    if args.squad_json:
-        _check_writable(args)
+    for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
+        if args.squad_json:
+            check_writable(path)
     qa = open_engine(command, args)
     if args.squad_json:
         answer_squad(qa, examples, args)
@@ -147,15 +147,6 @@ def _prompt(text: str) -> str | None:
     except UnicodeDecodeError as error:
         raise InputError(f"the input is not text in the terminal's encoding {error.encoding}; convert it, or set LANG") from error
     return line.rstrip("\n") if line else None
-
-
-def _check_writable(args: argparse.Namespace) -> None:
-    """Raise InputError before the work when a result file could not be written after it."""
-    for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
-        if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-            raise InputError(
-                f"{path} cannot be written: it is a directory, or lies in one that does not exist; choose another place"
-            )
 
 
 def answer_squad(qa: QuestionAnswerer, examples: list[Example], args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from helpers import __version__, backends
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
-from helpers.engine_file import EngineInfo
+from helpers.engine_file import EngineInfo, check_writable
 from helpers.errors import InputError, UsageError
 from helpers.qa import check_vocabulary
 from helpers.tokenization import FullTokenizer
@@ -38,6 +38,7 @@ def main(command: str, args: argparse.Namespace) -> None:
     options = build_options(args, layout)
     config = BertConfig.from_dir(args.config_dir)
     options.check(config)
+    check_writable(options.output)
     log(f"model configuration: {args.config_dir}")
     backend = backends.choose(args.backend)
     log(f"backend: {backend}")

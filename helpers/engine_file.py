@@ -187,11 +187,10 @@ def _varint(file: Any) -> int | None:
     return None
 
 
-@contextlib.contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+def check_writable(path: str | Path) -> Path:
+    """Raise InputError when a file cannot be written at `path`; so that hours of work do not end that way.
 
-    Creates the directory. Raises InputError where the place cannot be written.
+    Creates the directory. Returns the name that `written_whole` will use for the unfinished file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -200,8 +199,20 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         if path.is_dir():
             raise InputError(f"{path} is a directory; give the name of a file to write")
         temporary.touch()
+        temporary.unlink()
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place with -o") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for it") from error
+    return temporary
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
+
+    Creates the directory. Raises InputError where the place cannot be written.
+    """
+    path = Path(path)
+    temporary = check_writable(path)
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -73,8 +73,8 @@ def bad(tmp_path_factory):
         ("inference", "-e {engine} -sq {bad}/nothing.json", 1, "nothing.json holds no questions"),
         ("inference", "-e {engine} -sq {bad}/noid.json", 1, "noid.json is not in SQuAD format (KeyError('id'))"),
         ("inference", "-e {engine} -sq {bad}/number.json", 1, "a question or a context is not text"),
-        ("inference", "-e {engine} -sq {sample} -o /no/such/dir/p.json", 1, "/no/such/dir/p.json cannot be written"),
-        ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "cannot be written: it is a directory"),
+        ("inference", "-e {engine} -sq {sample} -o /proc/nothing/p.json", 1, "/proc/nothing/p.json cannot be written"),
+        ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "is a directory; give the name of a file to write"),
         # vocabularies
         ("inference", "-e {engine} -v {bad}/none.txt {ask}", 1, "the vocabulary {bad}/none.txt cannot be read"),
         ("inference", "-e {engine} -v {bad}/words.txt {ask}", 1, "is no BERT vocabulary: it lacks [CLS], [SEP], [UNK]"),
