@@ -26,6 +26,7 @@ SOURCES = {
     "onnx": "-x/--onnx",
     "pytorch": "-pt/--pytorch",
     "pickle": "-pkl/--pickle",
+    "hf": "--hf",
     "random_weights": "--random-weights",
 }
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,10 +37,13 @@ def main(command: str, args: argparse.Namespace) -> None:
     began = time.perf_counter()
     layout: Layout = "packed" if command == "builder_varseqlen" else "padded"
     options = build_options(args, layout)
-    config = BertConfig.from_dir(args.config_dir)
+    directory = args.config_dir or args.hf
+    if directory is None:
+        raise UsageError("no model configuration is given; give the directory of bert_config.json with -c/--config-dir")
+    config = BertConfig.from_dir(directory)
     options.check(config)
     check_writable(options.output)
-    log(f"model configuration: {args.config_dir}")
+    log(f"model configuration: {directory}")
     backend = backends.choose(args.backend)
     log(f"backend: {backend}")
     weights = read_weights(config, args)
@@ -108,15 +112,16 @@ def read_weights(config: BertConfig, args: argparse.Namespace) -> Weights:
     if len(given) != 1:
         options = " and ".join(SOURCES[name] for name in given)
         what = f"{options} are given" if given else "no weights are given"
-        raise UsageError(f"{what}; give one of -m/--ckpt, -x/--onnx, -pt/--pytorch or --random-weights")
+        raise UsageError(f"{what}; give one of -m/--ckpt, -x/--onnx, -pt/--pytorch, --hf or --random-weights")
     source, value = given[0], getattr(args, given[0])
-    from helpers.weights import onnx_model, pytorch, random_weights, tf_checkpoint
+    from helpers.weights import huggingface, onnx_model, pytorch, random_weights, tf_checkpoint
 
     readers: dict[str, Callable[[BertConfig, Any], Weights]] = {
         "ckpt": tf_checkpoint.read,
         "onnx": onnx_model.read,
         "pytorch": pytorch.read,
         "pickle": pytorch.read_megatron,
+        "hf": huggingface.read,
         "random_weights": random_weights.make,
     }
     return readers[source](config, value)
@@ -124,13 +129,19 @@ def read_weights(config: BertConfig, args: argparse.Namespace) -> Weights:
 
 def read_tokenizer(config: BertConfig, args: argparse.Namespace) -> FullTokenizer | None:
     """Return the tokenizer whose vocabulary the engine will carry; None where there is no vocab.txt."""
-    path = Path(args.vocab_file) if args.vocab_file else Path(args.config_dir) / "vocab.txt"
-    if not args.vocab_file and not path.is_file():
-        log(f"no vocabulary: {path} does not exist and -v is not given; the inference scripts will need -v")
+    from helpers.weights import huggingface
+
+    directory = args.config_dir or args.hf
+    tokenizer = (
+        FullTokenizer.from_file(args.vocab_file, args.lower_case)
+        if args.vocab_file
+        else huggingface.tokenizer(args.hf or directory, args.lower_case)
+    )
+    if tokenizer is None:
+        log(f"no vocabulary: {directory} has no vocab.txt and -v is not given; the inference scripts will need -v")
         return None
-    tokenizer = FullTokenizer.from_file(path, args.lower_case)
-    check_vocabulary(tokenizer, config, f"the vocabulary {path}")
-    log(f"vocabulary: {path}, {'uncased' if tokenizer.lower_case else 'cased'}")
+    check_vocabulary(tokenizer, config, f"the vocabulary {args.vocab_file or directory}")
+    log(f"vocabulary: {len(tokenizer.ids)} tokens, {'uncased' if tokenizer.lower_case else 'cased'}")
     return tokenizer
 
 

@@ -7,7 +7,6 @@ punctuation, then greedy longest-match word pieces. Special tokens typed by a us
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from helpers.engine_file import text_digest
 from helpers.errors import InputError, MissingDependency
-from helpers.files import read_text
+from helpers.files import read_json, read_text
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # Python, and with it BERT, lower-cases a capital sigma that ends a word to the final form; the library does not.
@@ -41,18 +40,22 @@ class FullTokenizer:
     """Texts to word pieces, by one vocabulary.
 
     vocab: one token a line, line number = id; a repeated token keeps the last id.
+    lower_case: when None, whether the vocabulary has no token with a capital letter.
     """
 
-    def __init__(self, vocab: str, lower_case: bool = True, where: str = "the vocabulary") -> None:
+    def __init__(self, vocab: str, lower_case: bool | None = None, where: str = "the vocabulary") -> None:
         try:
             from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
         except ModuleNotFoundError as error:
             raise MissingDependency("tokenization needs the tokenizers package; pip install tokenizers") from error
-        self.vocab, self.lower_case = vocab, lower_case
+        self.vocab = vocab
         self.ids = {line.strip(): number for number, line in enumerate(vocab.rstrip("\n").split("\n"))}
         missing = [token for token in ("[CLS]", "[SEP]", "[UNK]") if token not in self.ids]
         if missing:
             raise InputError(f"{where} is no BERT vocabulary: it lacks {', '.join(missing)}; give the model's vocab.txt with -v")
+        if lower_case is None:
+            lower_case = not any(token != token.lower() for token in self.ids if not token.startswith("["))
+        self.lower_case = lower_case
         self.cls_id, self.sep_id = self.ids["[CLS]"], self.ids["[SEP]"]
         self._tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
         self._tokenizer.normalizer = normalizers.BertNormalizer(
@@ -62,7 +65,7 @@ class FullTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path, lower_case: bool | None = None) -> FullTokenizer:
-        """Read vocab.txt; casing, when not given, comes from the tokenizer_config.json beside it (uncased without one)."""
+        """Read vocab.txt; casing, when not given, comes from the tokenizer_config.json beside it, else from the vocabulary."""
         path = Path(path)
         text = read_text(path, "vocabulary")
         return cls(text, casing_beside(path) if lower_case is None else lower_case, f"the vocabulary {path}")
@@ -103,13 +106,15 @@ class FullTokenizer:
         return [self.ids[token] for token in tokens]
 
 
-def casing_beside(vocab_file: Path) -> bool:
-    """Return do_lower_case of the tokenizer_config.json beside a vocabulary; True without one."""
+def casing_beside(vocab_file: Path) -> bool | None:
+    """Return do_lower_case of the tokenizer_config.json beside a vocabulary; None where it is not said."""
     path = vocab_file.parent / "tokenizer_config.json"
     if not path.is_file():
-        return True
-    try:
-        values = json.loads(read_text(path, "tokenizer configuration"))
-        return bool(values.get("do_lower_case", True))
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); mend it, or give --cased or --uncased") from error
+        return None
+    values = read_json(path, "tokenizer configuration")
+    casing = values.get("do_lower_case") if isinstance(values, dict) else None
+    if casing is not None and not isinstance(casing, bool):
+        raise InputError(
+            f"{path} has do_lower_case {casing!r}, which is neither true nor false; mend it, or give --cased or --uncased"
+        )
+    return casing

@@ -84,6 +84,7 @@ def bad(tmp_path_factory):
         # building
         ("builder", "-x {onnx} -c {bad} -o {out}", 1, "no bert_config.json (or config.json) in {bad}"),
         ("builder", "-c {model} -o {out}", 2, "no weights are given; give one of -m/--ckpt, -x/--onnx"),
+        ("builder", "-x a -o {out}", 2, "no model configuration is given; give the directory of bert_config.json"),
         ("builder", "-x a -m b -c {model} -o {out}", 2, "-m/--ckpt and -x/--onnx are given; give one of"),
         ("builder", "-x {bad}/none.onnx -c {model} -o {out}", 1, "none.onnx cannot be read"),
         ("builder", "-m {bad}/none.ckpt -c {model} -o {out}", 1, "there is no TensorFlow checkpoint {bad}/none.ckpt"),

@@ -85,10 +85,17 @@ def test_a_lone_surrogate_is_dropped_and_offsets_hold() -> None:
 
 def test_casing_comes_from_the_configuration_beside_the_vocabulary(tmp_path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nApple\napple\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert FullTokenizer.from_file(tmp_path / "vocab.txt").tokenize("Apple") == ["apple"]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert FullTokenizer.from_file(tmp_path / "vocab.txt").tokenize("Apple") == ["Apple"]
     assert FullTokenizer.from_file(tmp_path / "vocab.txt", lower_case=True).tokenize("Apple") == ["apple"]
+
+
+def test_without_a_configuration_the_vocabulary_tells_the_casing() -> None:
+    """Capitals in a vocabulary could never be found by lower-cased text."""
+    assert FullTokenizer("[UNK]\n[CLS]\n[SEP]\nApple\napple\n").tokenize("Apple") == ["Apple"]
+    assert FullTokenizer("[UNK]\n[CLS]\n[SEP]\napple\n").tokenize("Apple") == ["apple"]
 
 
 def test_a_repeated_token_keeps_the_last_id() -> None:
