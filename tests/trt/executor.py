@@ -223,7 +223,8 @@ class Executor:
             else:
                 array, kernel = fake_int8(array, x.amax), fake_int8(kernel, np.abs(kernel).max(1, keepdims=True))
         lanes = np.moveaxis(array, -3, -1)
-        result = np.moveaxis(lanes @ kernel.T + bias, -1, -3)
+        result = np.ascontiguousarray(lanes).reshape(-1, channels) @ kernel.T + bias  # one product, not one a position
+        result = np.moveaxis(result.reshape(*lanes.shape[:-1], -1), -1, -3)
         return Value(rounded(result, x.dtype), x.dtype)
 
     def _activation(self, layer: Any, x: Value) -> Value:

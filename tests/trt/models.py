@@ -57,7 +57,7 @@ def repository_model() -> tuple[BertConfig, Weights]:
     from helpers.weights.onnx_model import read
 
     config = BertConfig.from_dir(MODEL)
-    return config, read(MODEL / "bert_minilm_l6_qa_fake_quant.onnx", config)
+    return config, read(config, MODEL / "bert_minilm_l6_qa_fake_quant.onnx")
 
 
 class Megatron(Reference):

@@ -157,13 +157,13 @@ class Heads:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, p: str) -> Tensor:
         g, net = self.graph, self.net
-        if not self.fused:
-            scores = net.to_fp32(g.matmul(q, k, transpose_b=True))
-            weights = g.softmax(g.elementwise(scores, self.mask, "SUM"), 3)
-            return g.matmul(net.from_fp32(weights), v)
         quantised = attention_quantised(net)
         if quantised:
             q, k, v = self._round(q, k, v, p)
+        if not self.fused:
+            scores = net.to_fp32(g.matmul(q, k, transpose_b=True))
+            weights = net.from_fp32(g.softmax(g.elementwise(scores, self.mask, "SUM"), 3))
+            return g.matmul(net.quantise(weights, softmax_scale(net, p) * net.code_max) if quantised else weights, v)
         layer = attention_layer(g, q, k, v, f"{p}attention")
         layer.mask = self.mask
         layer.decomposable = not quantised  # a decomposed quantised softmax would silently run in 16 bits
@@ -193,17 +193,17 @@ def attention_layer(g: Graph, q: Tensor, k: Tensor, v: Tensor, name: str) -> Any
 
 def attention_fits(net: TypedNetwork) -> bool:
     """Return whether the attention layer takes this model in this type; FP32 has no fused kernel and gains nothing from it."""
-    g = net.graph
-    half = net.dtype in (g.trt.DataType.HALF, g.trt.DataType.BF16)
-    return half and hasattr(g.network, "add_attention") and net.config.head_size in HEAD_SIZES
+    g, head = net.graph, net.config.head_size
+    if net.dtype not in (g.trt.DataType.HALF, g.trt.DataType.BF16) or not hasattr(g.network, "add_attention"):
+        return False
+    if attention_quantised(net):
+        return head in INT8_HEAD_SIZES and max(net.options.sequence_lengths) <= INT8_LONGEST
+    return head in HEAD_SIZES
 
 
 def attention_quantised(net: TypedNetwork) -> bool:
-    """Return whether attention runs in eight bits: asked for with -imh and within the layer's limits."""
-    if not net.options.force_int8_multihead or net.eight_bit is None:
-        return False
-    head, longest = net.config.head_size, max(net.options.sequence_lengths)
-    return head in INT8_HEAD_SIZES and longest <= INT8_LONGEST
+    """Return whether attention runs in eight bits: asked for with -imh."""
+    return net.options.force_int8_multihead and net.eight_bit is not None
 
 
 def packed_attention(g: Graph, net: TypedNetwork) -> bool:

@@ -17,7 +17,7 @@ from helpers.backends.trt.attention import Packed, Padded, Tokens
 from helpers.backends.trt.graph import Graph, Tensor
 from helpers.config import BertConfig, BuildOptions
 from helpers.weights import Weights
-from helpers.weights.names import HEAD_BIAS, HEAD_KERNEL, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS, WORD_EMBEDDINGS
+from helpers.weights.names import FINAL_RANGE, HEAD_BIAS, HEAD_KERNEL, POSITION_EMBEDDINGS, TOKEN_TYPE_EMBEDDINGS, WORD_EMBEDDINGS
 
 INT8_MAX, FP8_MAX = 127.0, 448.0  # largest code of symmetric INT8; largest finite E4M3 number
 
@@ -41,6 +41,8 @@ class TypedNetwork:
         x, residual = self._embeddings()
         for layer in range(c.num_hidden_layers):
             x, residual = self._layer(f"l{layer}_", x, residual)
+        if self.options.force_int8_skipln and self.eight_bit is not None:
+            x = self.quantise(x, self.weights.range(FINAL_RANGE))
         # The head is a product of two columns: FP32 costs nothing and keeps the logits exact.
         logits = g.matmul(self.to_fp32(x), self._rows(self.weights[HEAD_KERNEL]), transpose_b=True)
         logits = g.elementwise(logits, self._row(self.weights[HEAD_BIAS]), "SUM")
@@ -67,11 +69,11 @@ class TypedNetwork:
         v = self._linear(f"{p}attention_self_value", quantised)
         context = self.tokens.attention(q, k, v, p)
         attended = self.product(f"{p}attention_output_dense", context)
-        x, residual = self._add_norm(f"{p}attention_output_layernorm", attended, residual, f"{p}skipln_1")
+        x, residual = self._add_norm(f"{p}attention_output_", attended, residual, f"{p}skipln_1")
         inner = self.product(f"{p}intermediate_dense", x)
         inner = g.activation(inner, self.config.activation.upper(), f"{p}gelu")
         inner = self.product(f"{p}output_dense", inner, quantise=not self.options.force_fc2_gemm)
-        return self._add_norm(f"{p}output_layernorm", inner, residual, f"{p}output_reshape")
+        return self._add_norm(f"{p}output_", inner, residual, f"{p}output_reshape")
 
     def _layer_input_range(self, p: str) -> float:
         """Return one range for the tensor that three products read; quantisation-aware training stores it three times."""
@@ -79,8 +81,13 @@ class TypedNetwork:
             return 0.0
         return max(self.weights.range(f"{p}attention_self_{name}_input_amax") for name in ("query", "key", "value"))
 
-    def _add_norm(self, norm: str, x: Tensor, residual: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        return self._norm(norm, self.graph.elementwise(self.to_fp32(x), residual, "SUM"), name)
+    def _add_norm(self, p: str, x: Tensor, residual: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Return LayerNorm(x + residual) and the next residual; with -iln both terms are rounded to eight bits first."""
+        if self.options.force_int8_skipln and self.eight_bit is not None:
+            x = self.quantise(x, self.weights.range(f"{p}add_local_input_quantizer_amax"))
+            narrow = self.from_fp32(residual)
+            residual = self.to_fp32(self.quantise(narrow, self.weights.range(f"{p}add_residual_input_quantizer_amax")))
+        return self._norm(f"{p}layernorm", self.graph.elementwise(self.to_fp32(x), residual, "SUM"), name)
 
     def _norm(self, norm: str, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """Return the normalised tensor and the next residual, FP32: the sum x itself in Megatron models, else the former again."""
