@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from trt.bindings import CACHE
-from trt.harness import WEAK, Recorded, options
-from trt.models import MODEL, reference, relative_error, repository_model
-from trt.runtime_double import GPU
 
-from helpers import build, cuda_utils, options as command_line, qa
+import helpers.reference
+from helpers import build, cuda_utils, qa
+from helpers import options as command_line
 from helpers.backends import LoadOptions
 from helpers.batching import Batch, pack, random_batch
 from helpers.data_processing import Example, read_squad
 from helpers.reference import Reference
 from helpers.squad_metrics import evaluate_v11
+from trt.harness import WEAK, Recorded, options
+from trt.models import INT8_PRODUCTS, MODEL, reference, relative_error, repository_model
+from trt.runtime_double import GPU
 
 SAMPLE = Path(__file__).parents[2] / "squad" / "dev-sample-1000.json"
 QUESTIONS = 200
@@ -57,13 +57,21 @@ def check_logits(wanted: dict[str, Any]) -> None:
     assert relative_error(recorded(batch()), expected()) <= (1e-2 if wanted.get("fp16") else 1e-4)
 
 
-class Oracle:
-    """The simulated INT8 model as a session: every tensor with a stored range rounded."""
+def trt_grid(x: np.ndarray, amax: np.ndarray) -> np.ndarray:
+    """Round to INT8 as TensorRT does: codes from -128, where quantisation-aware training stops at -127."""
+    scale = np.asarray(amax, x.dtype) / 127
+    scale = scale.reshape((-1,) + (1,) * (x.ndim - 1)) if scale.ndim else scale
+    return np.clip(np.rint(x / scale), -128, 127) * scale
 
-    def __init__(self, session: Any) -> None:
+
+class Oracle:
+    """The simulated INT8 model as a session: rounded where the engine rounds."""
+
+    def __init__(self, session: Any, kind: str) -> None:
         config, weights = repository_model()
         self.info, self.concurrency, self.batch_size = session.info, 1, session.batch_size
-        self.run = Reference(config, weights, ranges=weights.ranges)
+        everywhere = Reference(config, weights, ranges=weights.ranges)
+        self.run = everywhere if kind == "typed" else reference(config, weights, rounded=INT8_PRODUCTS)
 
 
 @functools.cache
@@ -82,47 +90,39 @@ def answers(answerer: qa.QuestionAnswerer) -> dict[str, str]:
     return {example.id: best.answers[0].answer for example, best in answerer.answer_all(questions()[1])}
 
 
-def oracle_answers(answerer: qa.QuestionAnswerer) -> dict[str, str]:
-    """Return the oracle's answers, kept between the two versions' suites under the digest of all they depend on."""
-    house = Path(build.__file__).parent
-    sources = [house / name for name in ("reference.py", "data_processing.py", "tokenization.py", "qa.py")]
-    digest = hashlib.sha256(repository_model()[1].digest().encode())
-    for path in (*sources, SAMPLE, Path(__file__)):
-        digest.update(path.read_bytes())
-    kept = CACHE / f"simulated-int8-{digest.hexdigest()[:16]}.json"
-    if not kept.exists():
-        answerer.session = Oracle(answerer.session)  # type: ignore[assignment]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(answers(answerer)))
-    return json.loads(kept.read_text())  # type: ignore[no-any-return]
-
-
+SIZES = ["-b", "8", "-s", "128", "-s", "192", "-s", "256", "-s", "384"]
 INT8 = {
-    "plugins": ["builder", "--int8", "-b", "8", "-s", "128", "-s", "192", "-s", "256", "-s", "384"],
-    "packed": ["builder_varseqlen", "--int8", "--fp16", "--no-plugins", "-b", "8", "-s", "384"],
+    # rounds where training did: products, attention, residuals
+    "typed": ["--int8", "-iln", "-imh", "--no-plugins", *SIZES],
+    # head size 32 and hidden size 384 leave the INT8 attention and norm plugins out: products only, kernels by TensorRT itself
+    "plugins": ["--int8", "--use-deprecated-plugins", *SIZES],
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["plugins"] if WEAK else ["packed"],  # the network without plugins is the same on both; once is enough
-)
+@pytest.mark.parametrize("kind", ["plugins"] if WEAK else ["typed"])  # the network without plugins is the same on both
 def check_int8_answers_of_200_questions(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same F1 as the simulated INT8 model within one point, and nearly the same answers.
+
+    Not all are the same: FP32 sums of another order move single values across a rounding border, and a change of the scales by
+    0.05 % already changes 7 % of this model's answers.
+    """
     monkeypatch.setattr(cuda_utils, "open_gpu", lambda library="auto": GPU)
-    command, *arguments = INT8[kind]
+    monkeypatch.setattr(helpers.reference, "fake_quantise", trt_grid)
     engine = tmp_path / "demo.engine"
     model = ["-x", str(MODEL / "bert_minilm_l6_qa_fake_quant.onnx"), "-c", str(MODEL), "-o", str(engine), "--backend", "tensorrt"]
-    build.main(command, command_line.parse(command, [*model, *arguments]))
+    build.main("builder", command_line.parse("builder", [*model, *INT8[kind]]))
     answerer = qa.QuestionAnswerer(engine, load=LoadOptions(log=lambda line: None, latency=True))
-    assert answerer.info.details["network"] == ("plugins" if kind == "plugins" else "typed")
-    found, wanted = answers(answerer), oracle_answers(answerer)
-    scores = {name: evaluate_v11(questions()[0], predictions) for name, predictions in (("engine", found), ("oracle", wanted))}
+    assert answerer.info.details["network"] == kind
+    found = answers(answerer)
+    answerer.session = Oracle(answerer.session, kind)  # type: ignore[assignment]
+    wanted = answers(answerer)
+    scores = {
+        name: evaluate_v11(questions()[0], predictions)["f1"] for name, predictions in (("engine", found), ("oracle", wanted))
+    }
     same = sum(found[key] == wanted[key] for key in wanted)
-    print(
-        f"\n{kind}: F1 {scores['engine']['f1']:.2f}, simulated INT8 {scores['oracle']['f1']:.2f}, same answers {same} of {len(wanted)}"
-    )
-    assert abs(scores["engine"]["f1"] - scores["oracle"]["f1"]) <= 1.0
-    assert same >= 0.9 * len(wanted)
+    print(f"\n{kind}: F1 {scores['engine']:.2f}, simulated INT8 {scores['oracle']:.2f}, same answers {same} of {len(wanted)}")
+    assert abs(scores["engine"] - scores["oracle"]) <= 1.0
+    assert same >= 0.85 * len(wanted)
 
 
 def check_session_keeps_batches_apart() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trt.harness import WEAK, Recorded, options
-from trt.models import EVERYTHING_INT8, INT8_ATTENTION, INT8_PRODUCTS, easy_ranges, random_model, reference, relative_error, small
-from trt.number_types import exact
 
 from helpers.batching import random_batch
 from helpers.config import BertConfig
 from helpers.errors import UsageError
+from trt.harness import WEAK, Recorded, options
+from trt.models import EVERYTHING_INT8, INT8_ATTENTION, INT8_PRODUCTS, easy_ranges, random_model, reference, relative_error, small
+from trt.number_types import exact
 
 H32, H64 = small(64, 2), small(128, 2)
 ERF, WIDE = small(64, 2, activation="gelu_erf"), small(768, 12, inner=256)
@@ -174,6 +174,14 @@ def check_int8_outputs_enter_float_norms_as_floats() -> None:
         forced = {layer.props["name"]: layer.output_types[0].name for layer in recorded.graph.network.layers if layer.output_types}
         wanted = {f"l{i}_{product}" for i in range(2) for product in ("attention_output_dense", "output_dense")} | {"squad_output"}
         assert forced == dict.fromkeys(wanted, name)
+
+
+@pytest.mark.parametrize("wanted", [TYPED | PACKED, TYPED | HALF], ids=str)
+def check_epsilon(wanted: dict[str, Any] = TYPED) -> None:
+    """BERT's 1e-12, not the layer's default 1e-5: too small a difference for the logits of a random model to show."""
+    recorded, _, _ = logits(H64, **wanted)
+    found = [layer.props["epsilon"] for layer in recorded.graph.network.layers if "normalization" in layer.kind]
+    assert found == [H64.layer_norm_eps] * 5
 
 
 def check_missing_range_is_named() -> None:

@@ -11,10 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trt import double
-from trt.harness import MAJOR, TRT, WEAK
-from trt.models import random_model, reference, relative_error, small
-from trt.runtime_double import GPU
 
 from helpers import cuda_utils
 from helpers.backends import LoadOptions, trt
@@ -22,6 +18,10 @@ from helpers.batching import Batch, random_batch
 from helpers.config import BuildOptions
 from helpers.engine_file import EngineInfo, is_bare_plan, read_info
 from helpers.errors import EngineMismatch, MissingDependency
+from trt import double
+from trt.harness import MAJOR, TRT, WEAK
+from trt.models import random_model, reference, relative_error, small
+from trt.runtime_double import GPU
 
 CONFIG = small(128, 2)
 WEIGHTS = random_model(CONFIG)

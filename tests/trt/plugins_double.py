@@ -23,7 +23,7 @@ TABLES = [f"bert_embeddings_{name}" for name in (*NORM, "word_embeddings", "toke
 INT, REAL = "INT32", "FLOAT32"
 # kind -> {field: (type, count or None for any, required)}
 _qkv = {"hidden_size": (INT, 1, True), "num_heads": (INT, 1, True), "dq_probs": (REAL, 1, False)}
-_emb = {name: (REAL, None, True) for name in TABLES} | {"output_fp16": (INT, 1, False)}
+_emb = dict.fromkeys(TABLES, (REAL, None, True)) | {"output_fp16": (INT, 1, False)}
 _skip = {"beta": (REAL, None, True), "gamma": (REAL, None, True)}
 _typed = {"type_id": (INT, 1, True)}
 _masked = _typed | {"has_mask": (INT, 1, True)}

@@ -56,7 +56,7 @@ def _padded(options: BuildOptions, kind: Kind) -> Plan:
         for length in lengths:
             least = shorter[length] + 1 if kind == "typed" and len(lengths) > 1 else length
             bounds = Bounds((1, least), (batch, length), (batch, length))
-            profiles.append({name: bounds for name in PADDED_INPUTS})
+            profiles.append(dict.fromkeys(PADDED_INPUTS, bounds))
     return Plan(-1, -1 if len(lengths) > 1 else lengths[0], profiles)
 
 
