@@ -103,6 +103,7 @@ def build_options(args: argparse.Namespace, layout: Layout) -> BuildOptions:
         verbose=args.verbose,
         v3_plugins=args.use_v3_plugins,
         no_plugins=args.no_plugins,
+        extra={"deprecated_plugins": args.use_deprecated_plugins},  # asked for by name, not by default
     )
 
 
