@@ -67,7 +67,7 @@ def measure(
     for batch in batches:
         reference(batch, observe)
         progress(batch.size)
-    return {name: np.float32(max(histogram.percentile(percentile), 1e-6)) for name, histogram in histograms.items()}
+    return {name: np.asarray(max(histogram.percentile(percentile), 1e-6), np.float32) for name, histogram in histograms.items()}
 
 
 def text_batches(squad_json: str | Path, tokenizer: FullTokenizer, count: int, sequence_length: int) -> list[Batch]:
@@ -127,7 +127,7 @@ def read_cache(path: Path, weights: Weights, settings: dict[str, Any], config: B
     for name, value in settings.items():
         if value is not None and cached.get(name) != value:
             raise EngineMismatch(f"the calibration cache {path} was made with {name} {cached.get(name)}, not {value}; {remedy}")
-    ranges = {name: np.float32(value) for name, value in content.get("ranges", {}).items()}
+    ranges = {name: np.asarray(value, np.float32) for name, value in content.get("ranges", {}).items()}
     missing = set(activation_ranges(config)) - set(ranges)
     if missing:
         raise InputError(f"the calibration cache {path} lacks {len(missing)} ranges, {min(missing)} for one; {remedy}")

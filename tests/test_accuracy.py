@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SAMPLE
 
+from conftest import SAMPLE
 from helpers.squad_metrics import evaluate_v11
 
 # FP32 has F1 78.77 and EM 68.5 on this sample (78.75 and 68.5 on all of dev).

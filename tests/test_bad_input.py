@@ -11,8 +11,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, small_config
 
+from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, small_config
 from helpers.engine_file import METADATA_KEY, EngineInfo, read_info, written_whole
 
 ASK = ("-p", PASSAGE, "-q", QUESTION)

@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import MODEL, ONNX, PASSAGE, QUESTION, SAMPLE, small_config, small_weights
 
+from conftest import MODEL, ONNX, PASSAGE, QUESTION, SAMPLE, small_config, small_weights
 from helpers import calibrator
 from helpers.batching import random_batch
 from helpers.reference import Reference

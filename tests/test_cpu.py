@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_close, relative_error, small_config, small_weights
 
+from conftest import assert_close, relative_error, small_config, small_weights
 from helpers import backends, calibrator
 from helpers.backends import LoadOptions, cpu
 from helpers.batching import random_batch

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import MODEL
 
+from conftest import MODEL
 from helpers.data_processing import NBest, Window, WindowOptions, choose_answers, find_spans, make_windows
 from helpers.errors import UsageError
 from helpers.tokenization import FullTokenizer, Tokens

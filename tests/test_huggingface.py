@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_config, small_weights
-from names import huggingface_names
 from safetensors.numpy import save_file
 
+from conftest import small_config, small_weights
 from helpers import QuestionAnswerer, calibrator
 from helpers.reference import Reference
+from names import huggingface_names
 
 WORDS = ["Paris", "paris", "is", "the", "capital", "of", "France", "Où", "ou", "est", "?", "##s", "."]
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]

@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
 
+from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
 from helpers import QuestionAnswerer
 from helpers.data_processing import Example, WindowOptions, read_squad
 from helpers.squad_metrics import evaluate_v11

@@ -67,7 +67,6 @@ def test_squad_lengths_have_squads_mean_whatever_the_batch() -> None:
 
 def test_squad_lengths_are_those_of_the_sample() -> None:
     from conftest import MODEL, SAMPLE
-
     from helpers.data_processing import WindowOptions, make_windows, read_squad
     from helpers.tokenization import FullTokenizer
 

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ONNX, assert_close, small_config, small_weights
 
+from conftest import ONNX, assert_close, small_config, small_weights
 from helpers.batching import pack, random_batch
 from helpers.reference import Reference, fake_quantise, gelu
 

@@ -9,9 +9,9 @@ import time
 import unicodedata
 
 import pytest
+
 from bert_rules import word_pieces
 from conftest import MODEL, SAMPLE
-
 from helpers.errors import InputError
 from helpers.tokenization import FullTokenizer
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ANSWER, MODEL, ONNX, PASSAGE, QUESTION, Ended, assert_close
-from names import TINY, huggingface_names, tensorflow_names
 
+from conftest import ANSWER, MODEL, ONNX, PASSAGE, QUESTION, Ended, assert_close
 from helpers.batching import random_batch
 from helpers.config import BertConfig
 from helpers.errors import InputError
@@ -19,6 +18,7 @@ from helpers.reference import Reference
 from helpers.weights import Weights, onnx_model, pytorch, random_weights, tf_checkpoint, torch_file
 from helpers.weights.names import activation_ranges, expected_shapes
 from helpers.weights.state_dict import canonical, weights_from_names
+from names import TINY, huggingface_names, tensorflow_names
 
 DATA = Path(__file__).parent / "data"
 EXPECTED = random_weights.make(TINY, 5)

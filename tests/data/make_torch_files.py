@@ -14,9 +14,8 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
-from names import TINY, huggingface_names  # noqa: E402
-
 from helpers.weights import random_weights  # noqa: E402
+from names import TINY, huggingface_names  # noqa: E402
 
 tensors = {name: torch.from_numpy(array) for name, array in huggingface_names(TINY, random_weights.make(TINY, 5).tensors).items()}
 torch.save({"model": tensors}, HERE / "tiny.pt")
