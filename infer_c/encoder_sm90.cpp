@@ -68,6 +68,8 @@ class EncoderSm90 final : public Encoder {
     Choice choice;
     for (int i = 0; i < kProducts; ++i) choice.push_back(default_variant(bucket.rows, products[i]));
     choices_[key] = choice;
+    forward(stream, in, bucket, logits);  // kernels are loaded at their first launch, which must not happen during capture
+    CUDA_CHECK(cudaStreamSynchronize(stream));
     float best = time(stream, in, bucket, logits);
     for (int i = 0; i < kProducts; ++i) {
       for (const Variant& candidate : variants(bucket.rows, products[i].columns, products[i].depth, multiprocessors_)) {

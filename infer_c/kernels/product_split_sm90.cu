@@ -54,6 +54,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   let_next_start();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int rank = S::kSplits ? blockIdx.x : 0, split = S::kSplits ? gridDim.x : 1;
+  const bool shared_tile = split > 1;  // outside a cluster, the compiler turns its barrier into __syncthreads
   const int first_row = blockIdx.z * kRowBox, first_column = blockIdx.y * kTile;
   const int rows = *p.tokens;
   if (first_row >= rows) return;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     sm90::expect_bytes(complete, (split - 1) * kRowBox / split * S::kPitch * 4);
   }
   __syncthreads();
-  if (S::kSplits) sm90::cluster_arrive();  // the others may send once they have seen this
+  if (shared_tile) sm90::cluster_arrive();  // the others may send once they have seen this
 
   const int slice = kRowBox / split, slice_begin = rank * slice;  // rows this block finishes
   constexpr int kRowLanes = kTile == 64 ? 16 : 32;                // lanes of a row in the epilogue, 4 columns each
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncwarp();
     sm90::named_barrier(2, kThreads);  // norms are there
-    if (S::kSplits) sm90::cluster_wait();
+    if (shared_tile) sm90::cluster_wait();
   } else {
     if (real_column) {
       bias = *reinterpret_cast<const float4*>(p.bias + column);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     sm90::async_fence();
     sm90::named_barrier(1, kConsumers);
-    if (S::kSplits) {
+    if (shared_tile) {
       sm90::cluster_wait();
       if (static_cast<int>(threadIdx.x) < split && static_cast<int>(threadIdx.x) != rank) {
         const int to = threadIdx.x, slot = rank - (rank > to);
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
     sm90::named_barrier(2, kThreads);
-    if (S::kSplits) sm90::wait(complete, 0);
+    if (shared_tile) sm90::wait(complete, 0);
 
     for (int base = 0; base < slice; base += kAhead * kPassRows) {
 #pragma unroll
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   // Nobody leaves while its partial sums are still being copied: the receivers arrive here once they have them.
-  if (S::kSplits) {
+  if (shared_tile) {
     __syncwarp();
     sm90::cluster_arrive();
     sm90::cluster_wait();
