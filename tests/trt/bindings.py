@@ -35,7 +35,7 @@ class Unavailable(Exception):
 
 
 def install(version: str) -> Path:
-    """Return a directory that holds the bindings of a version, `tensorrt.py` and, in lib/, the empty libraries."""
+    """Return a directory that holds the bindings of a version, `tensorrt.py` and, in empty-libraries/, the libraries it links."""
     target = CACHE / version
     if not (target / "done").exists():
         target.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def install(version: str) -> Path:
         if done.returncode:
             raise Unavailable(f"pip could not install tensorrt-cu13-bindings {version}: {done.stderr.strip()[-400:]}")
         (target / "tensorrt.py").write_text(SHIM)
-        _compile(target / "lib", version.split(".")[0])
+        _compile(target / "empty-libraries", version.split(".")[0])
         (target / "done").touch()
     return target
 
@@ -72,5 +72,5 @@ def environment(version: str) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(target / "lib"), os.environ.get("LD_LIBRARY_PATH", "")])),
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [str(target / "empty-libraries"), os.environ.get("LD_LIBRARY_PATH", "")])),
     }

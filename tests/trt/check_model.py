@@ -21,6 +21,7 @@ from helpers.reference import Reference
 from helpers.squad_metrics import evaluate_v11
 from trt.harness import WEAK, Recorded, options
 from trt.models import INT8_PRODUCTS, MODEL, reference, relative_error, repository_model
+from trt.number_types import exact
 from trt.runtime_double import GPU
 
 SAMPLE = Path(__file__).parents[2] / "squad" / "dev-sample-1000.json"
@@ -58,8 +59,8 @@ def check_logits(wanted: dict[str, Any]) -> None:
 
 
 def trt_grid(x: np.ndarray, amax: np.ndarray) -> np.ndarray:
-    """Round to INT8 as TensorRT does: codes from -128, where quantisation-aware training stops at -127."""
-    scale = np.asarray(amax, x.dtype) / 127
+    """Round to INT8 as TensorRT does: FP32 scales, and codes from -128 where quantisation-aware training stops at -127."""
+    scale = (np.asarray(amax) / 127).astype(np.float32)
     scale = scale.reshape((-1,) + (1,) * (x.ndim - 1)) if scale.ndim else scale
     return np.clip(np.rint(x / scale), -128, 127) * scale
 
@@ -70,8 +71,8 @@ class Oracle:
     def __init__(self, session: Any, kind: str) -> None:
         config, weights = repository_model()
         self.info, self.concurrency, self.batch_size = session.info, 1, session.batch_size
-        everywhere = Reference(config, weights, ranges=weights.ranges)
-        self.run = everywhere if kind == "typed" else reference(config, weights, rounded=INT8_PRODUCTS)
+        everywhere = Reference(config, weights, np.float64, weights.ranges)
+        self.run = everywhere if kind == "typed" else reference(config, weights, rounded=INT8_PRODUCTS, dtype=np.float64)
 
 
 @functools.cache
@@ -103,8 +104,8 @@ INT8 = {
 def check_int8_answers_of_200_questions(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same F1 as the simulated INT8 model within one point, and nearly the same answers.
 
-    Not all are the same: FP32 sums of another order move single values across a rounding border, and a change of the scales by
-    0.05 % already changes 7 % of this model's answers.
+    In double precision: FP32 sums of another order move single values across a rounding border, which changes some answers (9 of
+    200, and with them F1 by more than a point) and says nothing about the network.
     """
     monkeypatch.setattr(cuda_utils, "open_gpu", lambda library="auto": GPU)
     monkeypatch.setattr(helpers.reference, "fake_quantise", trt_grid)
@@ -113,7 +114,8 @@ def check_int8_answers_of_200_questions(kind: str, tmp_path: Path, monkeypatch: 
     build.main("builder", command_line.parse("builder", [*model, *INT8[kind]]))
     answerer = qa.QuestionAnswerer(engine, load=LoadOptions(log=lambda line: None, latency=True))
     assert answerer.info.details["network"] == kind
-    found = answers(answerer)
+    with exact():
+        found = answers(answerer)
     answerer.session = Oracle(answerer.session, kind)  # type: ignore[assignment]
     wanted = answers(answerer)
     scores = {
@@ -122,7 +124,7 @@ def check_int8_answers_of_200_questions(kind: str, tmp_path: Path, monkeypatch: 
     same = sum(found[key] == wanted[key] for key in wanted)
     print(f"\n{kind}: F1 {scores['engine']:.2f}, simulated INT8 {scores['oracle']:.2f}, same answers {same} of {len(wanted)}")
     assert abs(scores["engine"] - scores["oracle"]) <= 1.0
-    assert same >= 0.85 * len(wanted)
+    assert same >= 0.95 * len(wanted)
 
 
 def check_session_keeps_batches_apart() -> None:
