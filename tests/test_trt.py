@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from trt.bindings import VERSIONS, Unavailable, environment
 
 HERE = Path(__file__).parent / "trt"

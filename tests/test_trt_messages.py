@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from trt.bindings import VERSIONS, Unavailable, environment, install
 
 from helpers import cuda_utils
 from helpers.backends.trt import api
 from helpers.errors import BertError, MissingDependency
+from trt.bindings import VERSIONS, Unavailable, environment, install
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,9 @@ def test_libraries_missing(version: str) -> None:
             raise
         pytest.skip(str(error))
     env["LD_LIBRARY_PATH"] = ""
-    code = "from helpers.backends.trt import api\ntry:\n    api.tensorrt()\nexcept api.MissingDependency as error:\n    print(error)"
+    code = (
+        "from helpers.backends.trt import api\ntry:\n    api.tensorrt()\nexcept api.MissingDependency as error:\n    print(error)"
+    )
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=install(version)).stdout
     assert f".so.{version.split('.')[0]}: cannot open shared object file" in said
     assert "pip install tensorrt-cu13" in said
