@@ -11,6 +11,7 @@
 
 #include "common.h"
 #include "encoder.h"
+#include "trt_runner.h"
 
 namespace bert {
 
@@ -242,7 +243,10 @@ class CudaRunner final : public Runner {
 
 }  // namespace
 
-std::unique_ptr<Runner> load_runner(const std::string& path, const RunnerOptions& options) { return std::make_unique<CudaRunner>(path, options); }
+std::unique_ptr<Runner> load_runner(const std::string& path, const RunnerOptions& options) {
+  if (is_plan(path)) return load_plan(path, options);
+  return std::make_unique<CudaRunner>(path, options);
+}
 
 int check_batch(const HostBatch& batch, const Config& config, int max_batch, int max_length) {
   if (batch.size < 1 || batch.size > max_batch) refuse("a batch of ", batch.size, " sequences was given; this engine takes 1 to ", max_batch);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A loaded engine: takes host batches, returns host logits. Owns the stream, the staging buffers and the CUDA graphs; the
-// arithmetic is an Encoder's. A runner for TensorRT plans would be a second implementation behind load_runner().
+// arithmetic is an Encoder's. trt_runner.cpp is a second implementation, for TensorRT plans.
 #pragma once
 
 #include <memory>

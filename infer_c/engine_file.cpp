@@ -43,12 +43,14 @@ std::vector<int> positives(const Json& object, const char* key) {
   return values;
 }
 
-EngineInfo parse_info(const std::string& metadata) {
+}  // namespace
+
+EngineInfo parse_info(const std::string& metadata, const std::string& backend) {
   const Json root = Json::parse(metadata);
   if (root.at("format").integer() != kFormat) {
     fail("the engine has format ", root.at("format").integer(), ", this version reads format ", kFormat, "; build it again");
   }
-  if (root.at("backend").string() != "cuda") fail("the engine was built for the ", root.at("backend").string(), " backend, not for cuda");
+  if (root.at("backend").string() != backend) fail("the engine was built for the ", root.at("backend").string(), " backend, not for ", backend);
   EngineInfo info;
   info.layout = root.at("layout").string();
   info.precision = root.at("precision").string();
@@ -73,8 +75,6 @@ EngineInfo parse_info(const std::string& metadata) {
   }
   return info;
 }
-
-}  // namespace
 
 int EngineInfo::max_batch() const { return *std::max_element(batch_sizes.begin(), batch_sizes.end()); }
 int EngineInfo::max_length() const { return *std::max_element(sequence_lengths.begin(), sequence_lengths.end()); }
@@ -114,7 +114,7 @@ void EngineFile::read_header(const std::string&) {
   for (const auto& [name, entry] : header.members()) {
     if (name == "__metadata__") {
       if (entry.has(kMetadataKey)) {
-        info_ = parse_info(entry.at(kMetadataKey).string());
+        info_ = parse_info(entry.at(kMetadataKey).string(), "cuda");
         found = true;
       }
       continue;

@@ -35,6 +35,9 @@ struct EngineInfo {
   int max_length() const;
 };
 
+// Parse the metadata that helpers/engine_file.py writes; throw Error when it is damaged or of another backend.
+EngineInfo parse_info(const std::string& metadata, const std::string& backend);
+
 struct Tensor {
   std::string dtype;  // "F16", "F32" as safetensors writes them
   std::vector<int64_t> shape;

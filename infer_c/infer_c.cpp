@@ -8,6 +8,7 @@
 
 #include "bert_infer.h"
 #include "common.h"
+#include "trt_runner.h"
 
 namespace py = pybind11;
 
@@ -167,5 +168,6 @@ PYBIND11_MODULE(infer_c, m) {
       .def("choices", &BertInf::choices);
   m.def("device_count", &device_count);
   m.def("capability", &capability);
+  m.def("tensorrt_version", &bert::tensorrt_version);
   m.def("read_engine", &read_engine, py::arg("path"));
 }
