@@ -17,10 +17,8 @@ Exit status: 0 done; 1 a download failed; 2 unknown word; 3 neither wget nor cur
 USAGE
 }
 
-fail() { # status, sentence
-  echo "download_squad.sh: $2" >&2
-  exit "$1"
-}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+. "$root/scripts/fetch.sh"
 
 version=v1.1
 for word in "$@"; do
@@ -35,36 +33,10 @@ for word in "$@"; do
   esac
 done
 
-fetch() { # URL, file: fetch what the file still lacks
-  if command -v wget >/dev/null; then
-    wget -c -O "$2" "$1" >&2
-  elif command -v curl >/dev/null; then
-    curl --fail --location --continue-at - --output "$2" "$1" >&2
-  else
-    fail 3 "neither wget nor curl is installed; install one, for example with: sudo apt-get install wget"
-  fi
-}
-
-download() { # URL, file: fetch, and begin again once if the server will not go on from what an earlier run left
-  local had_some=no status=0
-  [ ! -s "$2" ] || had_some=yes
-  fetch "$1" "$2" || status=$?
-  case "$had_some-$status" in
-    yes-1 | yes-8 | yes-22 | yes-33) # wget: general and server errors; curl: HTTP and range errors
-      rm -f "$2"
-      status=0
-      fetch "$1" "$2" || status=$?
-      ;;
-  esac
-  [ -s "$2" ] || rm -f "$2"
-  return "$status"
-}
-
 looks_whole() { # file: true if it starts and ends like a JSON object, false for an error page
   [ "$(head -c 1 "$1")" = "{" ] && [ "$(tail -c 16 "$1" | tr -d '[:space:]' | tail -c 1)" = "}" ]
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$root/squad" || fail 1 "$root/squad cannot be made; check the permissions"
 for file in "train-$version.json" "dev-$version.json"; do
   wanted=$root/squad/$file

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by quickstart.sh and test.sh: makes .venv in the repository and installs extras of pyproject.toml into it.
 
