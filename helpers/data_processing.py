@@ -85,6 +85,21 @@ class Window:
     owned: np.ndarray  # bool (pieces of the stretch,)
 
 
+@dataclass(frozen=True)
+class WindowLogits:
+    """What the engine says of one window: start and end logit, float32 (length,) each, of every word piece.
+
+    pieces: the word pieces, (length,); starts, ends: the characters [start, end) of the passage each came from, int32 (length,),
+    -1 for those that are not of the passage: [CLS], the question, [SEP].
+    """
+
+    pieces: tuple[str, ...]
+    starts: np.ndarray
+    ends: np.ndarray
+    start_logits: np.ndarray
+    end_logits: np.ndarray
+
+
 def question_room(question: Tokens, options: WindowOptions) -> int:
     """Return how many passage pieces fit beside a question; raise UsageError when too few do.
 
@@ -182,20 +197,29 @@ def _in_text(indices: np.ndarray, window: Window) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: the text passage[start:end], its probability among the kept candidates, and the logits behind it.
+    """One answer: the text passage[start:end], its probability among the kept candidates, its window, and the logits behind it.
 
-    An empty text with start = end = 0 means that the passage holds no answer.
+    An empty text with start = end = 0 means that the passage holds no answer. Reads like a dict too: answer["score"], dict(answer).
     """
 
     answer: str
     score: float
     start: int
     end: int
+    window: int  # number of the window it was found in, from 0
     start_logit: float
     end_logit: float
 
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def keys(self) -> Iterable[str]:
+        return self.__dataclass_fields__.keys()
+
     def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("answer", "score", "start", "end", "start_logit", "end_logit")}
+        return dict(self)
 
 
 @dataclass(frozen=True)
@@ -212,32 +236,33 @@ def choose_answers(found: Sequence[Spans], passage: str, pieces: Tokens, options
     Spans with the same text are merged, the best-scored place stands. The probability is the softmax of start + end logit over
     the kept answers. With squad_v2 the empty answer takes part, and leads where it wins by more than the threshold.
     """
-    spans: Iterable[tuple[int, int, float, float]] = ()
+    spans: Iterable[tuple[int, int, float, float, int]] = ()
     if found:
         begins, ends, starts, stops = (
             np.concatenate([getattr(window, name) for window in found]) for name in ("begins", "ends", "start_logits", "end_logits")
         )
+        numbers = np.repeat(np.arange(len(found)), [len(window.begins) for window in found])
         order = np.argsort(-(starts.astype(np.float64) + stops), kind="stable")
-        spans = ((int(begins[i]), int(ends[i]), float(starts[i]), float(stops[i])) for i in order)
-    kept: dict[str, tuple[int, int, float, float]] = {}
-    for begin, end, start_logit, end_logit in spans:
+        spans = ((int(begins[i]), int(ends[i]), float(starts[i]), float(stops[i]), int(numbers[i])) for i in order)
+    kept: dict[str, tuple[int, int, int, float, float]] = {}
+    for begin, end, start_logit, end_logit, number in spans:
         first, last = int(pieces.starts[begin]), int(pieces.ends[end])
         text = passage[first:last]
         if text.strip() and text not in kept:
-            kept[text] = (first, last, start_logit, end_logit)
+            kept[text] = (first, last, number, start_logit, end_logit)
             if len(kept) == options.n_best_size:
                 break
-    null = min((window.null for window in found), key=sum, default=(0.0, 0.0))
+    null_window = min(range(len(found)), key=lambda number: sum(found[number].null), default=0)
+    null = found[null_window].null if found else (0.0, 0.0)
     best = next(iter(kept.values()), None)
-    null_odds = float("inf") if best is None else sum(null) - best[2] - best[3]
+    null_odds = float("inf") if best is None else sum(null) - best[3] - best[4]
     if options.squad_v2 or not kept:
-        kept[""] = (0, 0, *null)
-    scores = np.array([start_logit + end_logit for _, _, start_logit, end_logit in kept.values()])
+        kept[""] = (0, 0, null_window, *null)
+    scores = np.array([start_logit + end_logit for *_, start_logit, end_logit in kept.values()])
     powers = np.exp(scores - scores.max())
     probabilities = powers / powers.sum()
     answers = [
-        Answer(text, float(probability), first, last, start_logit, end_logit)
-        for (text, (first, last, start_logit, end_logit)), probability in zip(kept.items(), probabilities, strict=True)
+        Answer(text, float(probability), *rest) for (text, rest), probability in zip(kept.items(), probabilities, strict=True)
     ]
     answers.sort(key=lambda answer: -(answer.start_logit + answer.end_logit))
     if options.squad_v2 and best is not None:

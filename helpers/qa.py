@@ -3,18 +3,18 @@
 
 from helpers import QuestionAnswerer
 qa = QuestionAnswerer("engines/demo.engine")
-print(qa("What is TensorRT?", "TensorRT is a high performance ..."))
+print(qa("What is TensorRT?", "TensorRT is a high performance ...").answer)
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from helpers.data_processing import (
     NBest,
     Spans,
     Window,
+    WindowLogits,
     WindowOptions,
     choose_answers,
     find_spans,
@@ -35,9 +36,10 @@ from helpers.data_processing import (
 )
 from helpers.engine_file import EngineInfo, is_bare_plan, read_info, text_digest
 from helpers.errors import EngineMismatch, InputError, UsageError
+from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one
 from helpers.tokenization import FullTokenizer, Tokens
 
-__all__ = ["Answer", "NBest", "QuestionAnswerer", "WindowOptions"]
+__all__ = ["Answer", "Example", "LoadOptions", "NBest", "QuestionAnswerer", "WindowLogits", "WindowOptions"]
 
 # Windows gathered before they are sorted by length and run. Enough that batches of one length form (padding under 3 % on SQuAD
 # at batch 8), few enough that memory stays flat and that tokenizing one chunk hides behind running another.
@@ -112,16 +114,55 @@ class QuestionAnswerer:
         self.batch_size = batch_size or self.session.batch_size
         self.statistics = Statistics()
 
-    def __call__(self, question: str, passage: str) -> Answer:
-        """Return the best answer; raise InputError for an empty question or passage."""
-        return self.n_best(question, passage).answers[0]
+    # Texts and dicts are iterables themselves; the first signature that fits is meant.
+    @overload
+    def __call__(self, question: str | Question, context: str | None = None, *, top_k: Literal[1] = 1) -> Answer: ...
+    @overload
+    def __call__(self, question: str | Question, context: str | None = None, *, top_k: int) -> list[Answer]: ...
+    @overload
+    def __call__(self, question: Questions, context: Contexts = None, *, top_k: Literal[1] = 1) -> list[Answer]: ...
+    @overload
+    def __call__(self, question: Questions, context: Contexts = None, *, top_k: int) -> list[list[Answer]]: ...
+    @overload
+    def __call__(self, question: Stream, context: Contexts = None, *, top_k: Literal[1] = 1) -> Iterator[Answer]: ...
+    @overload
+    def __call__(self, question: Stream, context: Contexts = None, *, top_k: int) -> Iterator[list[Answer]]: ...
+    def __call__(self, question: Any, context: Any = None, *, top_k: int = 1) -> Any:
+        """Ask one question, a list of them, or a stream; the calls of Hugging Face's question-answering pipeline work here.
+
+        question: a text with its passage as context; a dict with the keys question and context; or a list or any other iterable of
+        either, for which context is one passage for all or a list of as many.
+        top_k: how many answers to each question, best first, at most n_best_size of the window options.
+        Returns an Answer for one question, a list for a list, an iterator for any other iterable, in the order of the questions;
+        in place of each Answer a list of them when top_k is above 1. Raises InputError for an empty text, UsageError otherwise.
+        """
+        if not 1 <= top_k <= self.window.n_best_size:
+            raise UsageError(
+                f"top_k is {top_k}, {self.window.n_best_size} candidates are kept; give 1 to that, or a larger n_best_size"
+            )
+        best = (found.answers for _, found in self.answer_all(examples(question, context)))
+        results = (answers[0] if top_k == 1 else list(answers[:top_k]) for answers in best)
+        if is_one(question):
+            return next(results)
+        return list(results) if isinstance(question, Sequence) else results
 
     def n_best(self, question: str, passage: str) -> NBest:
-        """Return the answers to one question, best first."""
-        for what, text in (("question", question), ("passage", passage)):
-            if not text.strip():
-                raise InputError(f"the {what} is empty; give it some text")
-        return next(iter(self.answer_all([Example("", question, passage)])))[1]
+        """Return all kept answers to one question, best first, and the odds that there is none."""
+        return next(self.answer_all(examples(question, passage)))[1]
+
+    def windows(self, question: str, passage: str) -> list[WindowLogits]:
+        """Return the logits behind the answers to one question, window by window; Answer.window is an index into them."""
+        (example,) = examples(question, passage)
+        tokens, pieces = self.tokenizer.encode([example.question, example.passage])
+        result = []
+        for window in make_windows(tokens, pieces, self.tokenizer, self.window):
+            logits = self.session.run(pack([window.ids], [window.segments]))
+            starts, ends = np.full((2, len(window.ids)), -1, np.int32)
+            stretch = slice(window.first_piece, window.first_piece + len(window.owned))
+            place = slice(window.text_begin, window.text_begin + len(window.owned))
+            starts[place], ends[place] = pieces.starts[stretch], pieces.ends[stretch]
+            result.append(WindowLogits(self.tokenizer.convert_ids_to_tokens(window.ids), starts, ends, logits[:, 0], logits[:, 1]))
+        return result
 
     def answer_all(
         self, examples: Iterable[Example], progress: Callable[[int], Any] | None = None

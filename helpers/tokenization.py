@@ -105,6 +105,10 @@ class FullTokenizer:
             raise InputError(f"the vocabulary has no token {missing[0]!r}; tokenize the text with this vocabulary")
         return [self.ids[token] for token in tokens]
 
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """Return the word pieces of ids; [UNK] for an id that the vocabulary lacks."""
+        return tuple(self._tokenizer.id_to_token(int(number)) or "[UNK]" for number in ids)
+
 
 def casing_beside(vocab_file: Path) -> bool | None:
     """Return do_lower_case of the tokenizer_config.json beside a vocabulary; None where it is not said."""
