@@ -82,13 +82,15 @@ def cache_directory() -> Path:
 class _PaddedSession:
     """What both runtimes share: batches are padded to their longest sequence on the way in and unpadded on the way out."""
 
-    batch_size = 8  # windows a run that gives the highest throughput, measured on 2 cores; docs/decisions.md
+    batch_size = 16
+    length_step = 1  # lengths are padded to multiples of this
 
     def __init__(self, path: Path, info: EngineInfo) -> None:
         self.path, self.info, self.concurrency = path, info, 1
 
     def run(self, batch: Batch) -> np.ndarray:
-        ids, segments, mask = batch.pad()
+        length = -(-batch.max_seqlen // self.length_step) * self.length_step
+        ids, segments, mask = batch.pad(min(length, self.info.config.max_position_embeddings))
         return batch.unpad(self._infer({"input_ids": ids, "segment_ids": segments, "input_mask": mask}))
 
     def _infer(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
@@ -99,7 +101,13 @@ class _PaddedSession:
 
 
 class OpenVinoSession(_PaddedSession):
-    """The engine compiled by OpenVINO for this CPU; one infer request a calling thread."""
+    """The engine compiled by OpenVINO for this CPU; one infer request a calling thread.
+
+    Small batches of few different lengths are fastest: OpenVINO prepares kernels for every shape it meets, about 10 ms each.
+    """
+
+    batch_size = 4
+    length_step = 16
 
     def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
         super().__init__(path, info)
@@ -171,8 +179,6 @@ class OpenVinoSession(_PaddedSession):
 
 class OnnxRuntimeSession(_PaddedSession):
     """The engine run by ONNX Runtime; always FP32 beside INT8 products."""
-
-    batch_size = 16
 
     def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
         super().__init__(path, info)

@@ -43,22 +43,23 @@ class GraphBuilder:
         """Return a parameter of the model as an initializer of its own name."""
         return self.constant(name, self.weights[name])
 
-    def quantised(self, x: str, range_name: str, wanted: bool) -> str:
-        """Return an activation rounded to INT8 and back with the stored range, where that is wanted."""
+    def quantised(self, x: str, range_name: str, wanted: bool, factor: float = 1) -> str:
+        """Return an activation rounded to INT8 and back with the stored range (times a factor), where that is wanted."""
         if not wanted:
             return x
-        scale = self.constant(f"{range_name}_scale", np.float32(self.weights.range(range_name) / 127))
+        scale = self.constant(f"{range_name}_scale", np.float32(self.weights.range(range_name) * factor / 127))
         zero = self.constant("zero_int8", np.int8(0))
         q = self.node("QuantizeLinear", x, scale, zero, name=f"{x}_{range_name}_q")
         return self.node("DequantizeLinear", q, scale, zero, name=f"{x}_{range_name}_dq")
 
     def product(self, x: str, names: list[str], name: str) -> str:
         """Return x times one or several parameter matrices side by side, plus bias."""
-        kernel = np.concatenate([self.weights[f"{part}_kernel"] for part in names])  # (out, in)
-        bias = self.constant(f"{name}_bias", np.concatenate([self.weights[f"{part}_bias"] for part in names]))
+        factors = np.concatenate([np.full(len(self.weights[f"{part}_bias"]), self.factor(part)) for part in names])  # (out,)
+        kernel = np.concatenate([self.weights[f"{part}_kernel"] for part in names]) * factors[:, None]  # (out, in)
+        bias = self.constant(f"{name}_bias", np.concatenate([self.weights[f"{part}_bias"] for part in names]) * factors)
         if self.int8:
             x = self.quantised(x, f"{names[0]}_input_amax", True)
-            amax = np.concatenate([kernel_amax(self.weights, part) for part in names])
+            amax = np.concatenate([kernel_amax(self.weights, part) for part in names]) * factors
             scale = self.constant(f"{name}_kernel_scale", amax / 127)
             zero = self.constant(f"{name}_kernel_zero", np.zeros(len(amax), np.int8))
             rounded = np.clip(np.rint(kernel / (amax / 127)[:, None]), -127, 127).astype(np.int8)
@@ -67,6 +68,10 @@ class GraphBuilder:
         else:
             matrix = self.constant(f"{name}_kernel", kernel.T)
         return self.node("Add", self.node("MatMul", x, matrix, name=f"{name}_matmul"), bias, name=f"{name}_product")
+
+    def factor(self, product: str) -> np.float32:
+        """Return what a product's output is multiplied with: 1 / sqrt(head size) for the query, so that scores need no scaling."""
+        return np.float32(1 / math.sqrt(self.config.head_size) if product.endswith("attention_self_query") else 1)
 
     def norm(self, x: str, name: str) -> str:
         gamma, beta = self.tensor(f"{name}_gamma"), self.tensor(f"{name}_beta")
@@ -95,15 +100,14 @@ class GraphBuilder:
         shape = self.constant("shape_qkv", np.array([0, 0, 3, heads, size], np.int64))
         split = self.node("Reshape", qkv, shape, name=f"{p}qkv_heads")
         split = self.node("Transpose", split, name=f"{p}qkv_first", perm=[2, 0, 3, 1, 4])  # (3, batch, heads, length, size)
+        query_factor = self.factor(f"{p}attention_self_query")
         parts = []
-        for index, range_name in enumerate(("qv_a", "qv_b", "av_b")):
+        for index, (range_name, factor) in enumerate((("qv_a", float(query_factor)), ("qv_b", 1.0), ("av_b", 1.0))):
             part = self.node("Gather", split, self.constant(f"index_{index}", np.int64(index)), name=f"{p}part_{index}", axis=0)
-            parts.append(self.quantised(part, f"{p}attention_self_{range_name}_input_quantizer_amax", self.int8_attention))
-        q, k, v = parts
+            parts.append(self.quantised(part, f"{p}attention_self_{range_name}_input_quantizer_amax", self.int8_attention, factor))
+        q, k, v = parts  # (batch, heads, length, size) each
         k = self.node("Transpose", k, name=f"{p}key_t", perm=[0, 1, 3, 2])
-        factor = self.constant("inverse_root", np.float32(1 / math.sqrt(size)))
-        scores = self.node("Mul", self.node("MatMul", q, k, name=f"{p}qk"), factor, name=f"{p}scores")
-        scores = self.node("Add", scores, mask, name=f"{p}masked")
+        scores = self.node("Add", self.node("MatMul", q, k, name=f"{p}qk"), mask, name=f"{p}masked")
         weights = self.node("Softmax", scores, name=f"{p}softmax", axis=-1)
         weights = self.quantised(weights, f"{p}attention_self_av_a_input_quantizer_amax", self.int8_attention)
         context = self.node("Transpose", self.node("MatMul", weights, v, name=f"{p}av"), name=f"{p}context", perm=[0, 2, 1, 3])
