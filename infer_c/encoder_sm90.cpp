@@ -53,10 +53,11 @@ class EncoderSm90 final : public Encoder {
     prepare_products();
     load();
     const int hidden = config_.hidden_size;
-    input_maps_[0] = matrix_map(x_[0].data(), capacity_, hidden, kRowBox);
-    input_maps_[1] = matrix_map(context_.data(), capacity_, hidden, kRowBox);
-    input_maps_[2] = matrix_map(x_[1].data(), capacity_, hidden, kRowBox);
-    input_maps_[3] = matrix_map(inner_.data(), capacity_, config_.intermediate_size, kRowBox);
+    const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
+    for (int i = 0; i < kProducts; ++i) {
+      const int depth = i == 3 ? config_.intermediate_size : hidden;
+      for (const int rows : {kPersistentRows, kRowBox}) input_maps_[i][rows == kRowBox] = matrix_map(inputs[i], capacity_, depth, rows);
+    }
     fast_attention_ = attention_sm90_fits(config_.head_size());
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
   }
@@ -101,7 +102,7 @@ class EncoderSm90 final : public Encoder {
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
-        product_sm90(stream, choice[i], epilogue, input_maps_[i], o.map(choice[i]), product, rows, multiprocessors_);
+        product_sm90(stream, choice[i], epilogue, input_maps_[i][choice[i].input_rows() == kRowBox], o.map(choice[i]), product, rows, multiprocessors_);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -217,7 +218,7 @@ class EncoderSm90 final : public Encoder {
   Buffer<__half> x_[2];              // (rows, hidden), before their LayerNorms: layer input, after attention
   Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
   Buffer<float2> stats_[2];          // of x_
-  CUtensorMap input_maps_[kProducts];
+  CUtensorMap input_maps_[kProducts][2];  // for boxes of kPersistentRows and of kRowBox rows
   CUtensorMap attention_map_;
   bool fast_attention_ = false;
   int multiprocessors_ = 0;

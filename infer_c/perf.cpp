@@ -16,7 +16,7 @@
 namespace {
 
 struct Options {
-  std::string engine, json, csv;
+  std::string engine, json, csv, algorithms;
   std::vector<int> batches;
   int length = 128, iterations = 200, warm_up = 10, seed = 12345;
   bool graph = false, plain = false;
@@ -37,6 +37,7 @@ constexpr char kUsage[] =
     "  -r, --random_seed N       seed of the made-up input (default 12345)\n"
     "  -g, --enable_graph        replay a CUDA graph\n"
     "      --plain               the code path of other GPUs, also on Hopper\n"
+    "      --algorithms JSON     use these instead of searching; as printed by an earlier run\n"
     "      --json FILE           also write the results as JSON\n"
     "      --csv FILE            also append the results as CSV\n"
     "  -h, --help                this text\n";
@@ -51,11 +52,12 @@ int number(const char* argument, const char* option, int least) {
 }
 
 Options parse(int argc, char** argv) {
-  enum { kJson = 1000, kCsv, kPlain };
+  enum { kJson = 1000, kCsv, kPlain, kAlgorithms };
   const option table[] = {{"help", 0, nullptr, 'h'},           {"engine", 1, nullptr, 'e'},      {"batch_size", 1, nullptr, 'b'},
                           {"sequence_length", 1, nullptr, 's'}, {"iterations", 1, nullptr, 'i'},  {"warm_up_runs", 1, nullptr, 'w'},
                           {"random_seed", 1, nullptr, 'r'},     {"ramdon_seed", 1, nullptr, 'r'}, {"enable_graph", 0, nullptr, 'g'},
                           {"json", 1, nullptr, kJson},          {"csv", 1, nullptr, kCsv},        {"plain", 0, nullptr, kPlain},
+                          {"algorithms", 1, nullptr, kAlgorithms},
                           {nullptr, 0, nullptr, 0}};
   Options o;
   for (int c; (c = getopt_long(argc, argv, "he:b:s:i:w:r:g", table, nullptr)) != -1;) {
@@ -71,6 +73,7 @@ Options parse(int argc, char** argv) {
       case kJson: o.json = optarg; break;
       case kCsv: o.csv = optarg; break;
       case kPlain: o.plain = true; break;
+      case kAlgorithms: o.algorithms = optarg; break;
       default: bert::refuse("see --help for the options");  // getopt has named the wrong one
     }
   }
@@ -149,7 +152,7 @@ void run(const Options& o) {
   const int largest = *std::max_element(o.batches.begin(), o.batches.end());
   say(std::string("CUDA graph is ") + (o.graph ? "on" : "off"));
   say("Loading BERT inference engine " + o.engine);
-  const auto runner = bert::load_runner(o.engine, {largest, o.length, o.graph, o.plain, ""});
+  const auto runner = bert::load_runner(o.engine, {largest, o.length, o.graph, o.plain, o.algorithms});
   const bert::Facts f = runner->facts();
   say(bert::text(f.device, ", compute capability ", f.compute_capability / 10, ".", f.compute_capability % 10, ", ", f.multiprocessors,
                  " multiprocessors, ", f.clock_mhz, " MHz, driver ", f.driver, ", CUDA runtime ", f.runtime));
@@ -158,6 +161,7 @@ void run(const Options& o) {
   say(bert::text("Warm-up runs ", o.warm_up, ", timed runs ", o.iterations));
   std::vector<Result> results;
   for (const int batch : o.batches) results.push_back(measure(*runner, o, batch));
+  say("Algorithms: " + runner->choices());
   for (const Result& r : results) {
     say(bert::text("Running ", o.iterations, " iterations with Batch Size ", r.batch));
     say(bert::text("\tTotal Time: ", r.total, " ms"));

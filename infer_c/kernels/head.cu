@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) head_kernel(const T* x, RowStat
   if (row >= *tokens) return;
   wait_for_previous();
   Norm norm{0.f, 1.f};
-  if (kNormalise) norm = combine_alone(stats, row, hidden, eps);
+  if (kNormalise) norm = combine(stats, row, hidden, eps, kWarp);
   float start = 0, end = 0;
   for (int column = lane * 8; column < hidden; column += kWarp * 8) {
     Eight values = load8(x + static_cast<size_t>(row) * hidden + column);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor walks over tiles of 128 x 256. One warp feeds a ring of four
-// stages through the copy engine; two warpgroups multiply 64 rows each. Two blocks of a cluster work on neighbouring row
-// tiles and share the weights: each fetches half and multicasts it, so a block draws 32 KB from the L2 for 48 KB of operands.
+// Hopper product for many rows: one block a multiprocessor walks over tiles of 64 x 256. One warp feeds a ring of five stages
+// through the copy engine; two warpgroups take the tiles in turn, so one finishes its tile (norm, GELU, residual, stores)
+// while the other keeps the tensor cores busy. The ring brings the stages in the order of the tiles; that alone makes the
+// two take turns. Two blocks of a cluster work on neighbouring rows and share the weights: each fetches half and multicasts
+// it, so a block draws 24 KB from the L2 for 40 KB of operands.
 #include "launch.h"
 #include "product_sm90.h"
 #include "row_stats.cuh"
@@ -13,21 +15,22 @@ namespace {
 
 constexpr int kTile = 256;
 constexpr int kDepth = 64;
-constexpr int kStages = 4;
+constexpr int kStages = 5;
 constexpr int kCluster = 2;
-constexpr int kConsumerWarps = 8;
+constexpr int kGroupWarps = 4;     // a warpgroup's
+constexpr int kConsumerWarps = 2 * kGroupWarps;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // registers move between warpgroups, so the feeder's is whole, though only its first warp works
-constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;  // 128 x 72 + 256 x 216 = 64,512 of 65,536
+constexpr int kFeederRegisters = 104, kConsumerRegisters = 200;  // 128 x 104 + 256 x 200 = 64,512 of 65,536
 
-constexpr int kInputBytes = kRowBox * kDepth * 2;            // 16 KB
-constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 48 KB
+constexpr int kInputBytes = kPersistentRows * kDepth * 2;      // 8 KB
+constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 40 KB
 constexpr int kChunk = 64;             // columns the epilogue handles at a time
 constexpr int kPitch = kChunk + 8;     // halves of a row in the epilogue's buffer; + 8 keeps 16-byte accesses apart
 constexpr int kChunkBytes = 16 * kPitch * 2;  // 16 rows: one warp's
 
 // What the epilogue of a tile needs besides the products; fetched by the feeding warp while the tile before is at work.
 struct Side {
-  Norm norms[kRowBox];
+  Norm norms[kPersistentRows];
   float bias[kTile], factor[kTile];
 };
 constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
@@ -135,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
   const int rows = *p.tokens;
-  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRowBox) * column_tiles;
+  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kPersistentRows) * column_tiles;
   const int first_tile = blockIdx.x / kCluster, tile_step = gridDim.x / kCluster;
   const int blocks = ceil_div(p.depth, kDepth);
 
@@ -143,11 +146,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kCluster * kConsumerWarps);  // a stage is free when nobody in the cluster reads it
+      sm90::barrier_init(empty + i, kCluster * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
     for (int i = 0; i < 2; ++i) {
       sm90::barrier_init(side_full + i, 1);
-      sm90::barrier_init(side_empty + i, kConsumerWarps);
+      sm90::barrier_init(side_empty + i, kGroupWarps);
     }
     sm90::barrier_init_fence();
   }
@@ -157,10 +160,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warp >= kConsumerWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFeederRegisters));
+    if (lane == 0) sm90::prefetch_map(&input), sm90::prefetch_map(&weights);
     wait_for_previous();
     int fed = 0, turn = 0;
     for (int tile = first_tile; tile < tiles && warp == kConsumerWarps; tile += tile_step, ++turn) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
+      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
       auto feed = [&](int i) {
         const int s = fed % kStages;
         sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
@@ -183,8 +187,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         side.bias[i] = first_column + i < p.columns ? p.bias[first_column + i] : 0.f;
         side.factor[i] = first_column + i < p.columns ? p.factor[first_column + i] : 0.f;
       }
-      for (int i = lane; i < kRowBox; i += kWarp) {
-        if (first_row + i < rows) side.norms[i] = combine_alone(p.stats, first_row + i, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps);
+      const int row_threads = p.stats.tiles > 1 ? 4 : 1;
+      for (int i = 0; i < kPersistentRows; i += kWarp / row_threads) {
+        const int r = i + lane / row_threads;
+        const Norm norm = combine(p.stats, min(first_row + r, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
+        if (lane % row_threads == 0) side.norms[r] = norm;
       }
       __syncwarp();
       if (lane == 0) {
@@ -196,9 +203,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     wait_for_previous();
-    int used = 0, turn = 0;
-    for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
+    // The groups take every other tile; `used` counts the stages of both.
+    const int group = warp / kGroupWarps;
+    int turn = group, used = group * blocks;
+    for (int tile = first_tile + group * tile_step; tile < tiles; tile += 2 * tile_step, turn += 2, used += blocks) {
+      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
       auto release = [&](int s) {
         if (lane < kCluster) sm90::arrive_remote(empty + s, lane);
       };
@@ -209,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
-        const uint64_t a = sm90::descriptor<128>(stage + warp / 4 * 64 * kDepth * 2), b = sm90::descriptor<128>(stage + kInputBytes);
+        const uint64_t a = sm90::descriptor<128>(stage), b = sm90::descriptor<128>(stage + kInputBytes);
         sm90::pin(acc);
         sm90::multiply_fence();
 #pragma unroll
@@ -223,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::pin(acc);
       release((used - 1) % kStages);
       sm90::wait(side_full + turn % 2, turn / 2 & 1);
-      epilogue<kEpilogue>(acc, p, sides[turn % 2], buffers + warp * kChunkBytes / 2, warp * 16, first_row, first_column, rows);
+      epilogue<kEpilogue>(acc, p, sides[turn % 2], buffers + warp * kChunkBytes / 2, warp % kGroupWarps * 16, first_row, first_column, rows);
       if (lane == 0) sm90::arrive(side_empty + turn % 2);
     }
   }
@@ -255,7 +264,7 @@ void prepare_product_persistent() {
 
 void product_persistent(cudaStream_t stream, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& product,
                         int rows, int multiprocessors) {
-  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRowBox) * ceil_div(product.columns, kTile));
+  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kPersistentRows) * ceil_div(product.columns, kTile));
   Launch shape{dim3(clusters * kCluster), dim3(kThreads), kSharedBytes, kCluster, true};
   launch(stream, shape, kernel_of(epilogue), input, weights, product);
 }

@@ -38,13 +38,17 @@ struct Product {
   RowStats out_stats;      // only for Epilogue::residual
 };
 
+constexpr int kRowBox = 128;         // rows of a tile, and of an activation box
+constexpr int kPersistentRows = 64;  // the same of the persistent kernel
+
 // One way to cut a product over the machine.
 struct Variant {
-  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel
+  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel, tiles of 64 rows
   int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns; otherwise 1
 
   bool persistent() const { return tile_columns == 256; }
   int box_rows() const { return persistent() ? 128 : tile_columns; }  // of the weights' tensor map
+  int input_rows() const { return persistent() ? kPersistentRows : kRowBox; }  // of the activations'
   bool exists() const {
     const bool narrow = tile_columns == 64 && (split == 1 || split == 2 || split == 4 || split == 8);
     return narrow || (split == 1 && (tile_columns == 96 || tile_columns == 128 || persistent()));
@@ -55,7 +59,6 @@ struct Variant {
 // Variants worth timing for a product of this size.
 std::vector<Variant> variants(int rows, int columns, int depth, int multiprocessors);
 
-constexpr int kRowBox = 128;  // rows of an activation box
 // A tensor map over a row-major FP16 matrix: boxes of `box_rows` rows by 64 columns, 128-byte swizzle.
 CUtensorMap matrix_map(const __half* matrix, int rows, int columns, int box_rows, int box_columns = 64);
 

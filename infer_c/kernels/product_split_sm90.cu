@@ -91,16 +91,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     auto load_input = [&](int i) { sm90::load_box(stage(i), &input, (begin + i) * kDepth, first_row, full + i % S::kStages); };
     if (lane == 0) {
       for (int i = 0; i < ahead; ++i) load_weights(i);  // weights never change: no need to wait for the kernel before
+      sm90::prefetch_map(&input);
       wait_for_previous();
       for (int i = 0; i < ahead; ++i) load_input(i);
-    }
-    __syncwarp();
-    wait_for_previous();
-    for (int r = lane; r < slice; r += kWarp) {
-      const int row = first_row + slice_begin + r;
-      if (row < rows) norms[r] = combine_alone(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps);
-    }
-    if (lane == 0) {
       for (int i = ahead; i < count; ++i) {
         sm90::wait(empty + i % S::kStages, (i / S::kStages - 1) & 1);
         load_weights(i);
@@ -108,13 +101,19 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
     __syncwarp();
-    sm90::named_barrier(2, kThreads);  // norms are there
     if (shared_tile) sm90::cluster_wait();
   } else {
     if (real_column) {
       bias = *reinterpret_cast<const float4*>(p.bias + column);
       factor = *reinterpret_cast<const float4*>(p.factor + column);
     }
+    // While the first boxes are on their way: mean and scale of this block's rows, as many threads a row as there are.
+    wait_for_previous();
+    const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;  // 2 to 16 of them
+    const Norm norm = combine(p.stats, min(first_row + slice_begin + norm_row, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps,
+                              row_threads);
+    if (threadIdx.x % row_threads == 0) norms[norm_row] = norm;
+
     float acc[kTile / 2];
 #pragma unroll
     for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
@@ -154,7 +153,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
     // Fetch the residual while the partial sums travel.
-    wait_for_previous();
     const int pass_row = threadIdx.x / kRowLanes;
     auto residual_of = [&](int r) {
       const int row = first_row + slice_begin + r;
@@ -164,7 +162,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     uint2 residual[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
-    sm90::named_barrier(2, kThreads);
     if (shared_tile) sm90::wait(complete, 0);
 
     for (int base = 0; base < slice; base += kAhead * kPassRows) {

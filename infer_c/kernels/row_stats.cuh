@@ -20,20 +20,31 @@ __device__ inline void merge(float& count, float& mean, float& squares, float2 t
   count = total;
 }
 
-// One thread combines one row; loads go out eight at a time.
-__device__ inline Norm combine_alone(const RowStats& stats, int row, int hidden, float eps) {
+// `lanes` neighbouring threads of a warp (a power of two) combine one row, each every lanes-th tile; all get the result.
+// Up to eight loads are under way at once.
+__device__ inline Norm combine(const RowStats& stats, int row, int hidden, float eps, int lanes) {
   const float2* tiles = stats.data + static_cast<size_t>(row) * stats.tiles;
+  const int lane = threadIdx.x % lanes;
   float count = 0, mean = 0, squares = 0;
-  for (int first = 0; first < stats.tiles; first += 8) {
+  for (int first = lane; first < stats.tiles; first += 8 * lanes) {
     float2 some[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (first + i < stats.tiles) some[i] = __ldcg(tiles + first + i);
+      if (first + i * lanes < stats.tiles) some[i] = __ldcg(tiles + first + i * lanes);
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (first + i < stats.tiles) merge(count, mean, squares, some[i], static_cast<float>(min(stats.width, hidden - (first + i) * stats.width)));
+      const int tile = first + i * lanes;
+      if (tile < stats.tiles) merge(count, mean, squares, some[i], static_cast<float>(min(stats.width, hidden - tile * stats.width)));
     }
+  }
+  for (int step = 1; step < lanes; step *= 2) {
+    const float other = __shfl_xor_sync(~0u, count, step);
+    const float2 tile{__shfl_xor_sync(~0u, mean, step), __shfl_xor_sync(~0u, squares, step)};
+    const float total = count + other, share = total > 0.f ? __fdividef(other, total) : 0.f, delta = tile.x - mean;
+    mean += delta * share;
+    squares += tile.y + delta * delta * count * share;
+    count = total;
   }
   return {mean, rsqrtf(squares / hidden + eps)};
 }
