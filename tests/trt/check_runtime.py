@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,46 @@ def check_too_large_a_batch_names_both_sides(tmp_path: Path) -> None:
     for lengths in ([5] * 3, [65]):
         with pytest.raises(EngineMismatch, match=r"batch 2 x length 64.*build it with -b"):
             session.run(random_batch(lengths, CONFIG.vocab_size))
+
+
+class CRunner:
+    """infer_c as the session sees it, answering through the Python session."""
+
+    path = ""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def tensorrt_version(self) -> int:
+        return self.version
+
+    def bert_inf(self, path: str, enable_graph: bool) -> Any:
+        assert enable_graph
+        session = opened(Path(path))
+
+        def run_packed(ids: np.ndarray, segments: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+            if len(cu_seqlens) - 1 > session.info.max_batch:
+                raise ValueError(f"a batch of {len(cu_seqlens) - 1} sequences was given")
+            return session.run(Batch(ids, segments, cu_seqlens, int(np.diff(cu_seqlens).max())))  # type: ignore[no-any-return]
+
+        facts = {"device": "NVIDIA A100", "runtime": 13000, "path": "TensorRT plan"}
+        return types.SimpleNamespace(run_packed=run_packed, stage=run_packed, time_staged=lambda: 1.5, facts=lambda: facts)
+
+
+def check_graphs_go_through_the_c_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from helpers.backends import cuda
+
+    path, lines = built(tmp_path), []
+    batch = random_batch([40, 64], CONFIG.vocab_size)
+    for version in (0, 101600):
+        monkeypatch.setattr(cuda, "infer_c", lambda version=version: CRunner(version))
+        session = trt.load(path, read_info(path), LoadOptions(enable_graph=True, log=lines.append))
+        assert relative_error(session.run(batch), expected(batch)) <= 1e-4
+    assert any("without a CUDA graph: infer_c was built without TensorRT" in line for line in lines)
+    assert session.timer(batch)() == 1.5
+    assert session.describe()["tensorrt"] == "10.16.0"
+    with pytest.raises(EngineMismatch, match="a batch of 5"):
+        session.run(random_batch([4] * 5, CONFIG.vocab_size))
 
 
 # before anything is loaded ------------------------------------------------------------------------------------------------------

@@ -16,20 +16,29 @@ from typing import Any
 import numpy as np
 
 from helpers import cuda_utils
-from helpers.backends import LoadOptions
-from helpers.backends.trt import api, engine, profiles
+from helpers.backends import LoadOptions, Session
+from helpers.backends.trt import api, c_session, engine, profiles
 from helpers.backends.trt.engine import Engine, volume
 from helpers.batching import Batch
 from helpers.engine_file import EngineInfo
-from helpers.errors import BertError, EngineMismatch
+from helpers.errors import BertError, EngineMismatch, MissingDependency
 
 
-def load(path: Path, info: EngineInfo, options: LoadOptions) -> TrtSession:
-    """Open a plan for running; every check against the metadata comes before TensorRT sees the file."""
+def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
+    """Open a plan for running; every check against the metadata comes before TensorRT sees the file.
+
+    A CUDA graph needs the C++ runner: without it the engine runs here, launched call by call, which is said.
+    """
     gpu = cuda_utils.open_gpu()
     bare = bool(info.details.get("bare"))
     if not bare:
         engine.check_machine(path, info, api.tensorrt(), gpu, options.log)
+    if options.enable_graph:
+        try:
+            c_session.runner()
+            return c_session.CSession(path, info, options)
+        except MissingDependency as error:
+            options.log(f"running without a CUDA graph: {error}")
     with gpu.current():
         opened = engine.open_engine(path, options.log, plugins=bare or info.details.get("network") == "plugins")
         return TrtSession(path, info, opened, gpu, options)
