@@ -71,6 +71,7 @@ def measure(configuration: Configuration, args: argparse.Namespace, machine: str
     if absent:
         build(configuration, args)
     if args.dry_run:
+        perf(configuration, args.backend, args)
         return {}
     backend = backend_of(engine)
     if not absent and args.backend not in ("auto", backend):
@@ -190,11 +191,12 @@ def perf(configuration: Configuration, backend: str, args: argparse.Namespace) -
     c = configuration
     common = ["-e", c.engine, "-b", c.batch, "-s", c.length, "-i", args.iterations, "-w", args.warm_up_runs]
     program = ROOT / "build" / "perf"
-    if backend == "cuda" and program.is_file():
-        record = (ROOT / c.engine).with_suffix(".json.tmp")
+    if backend != "cpu" and program.is_file():
+        record = ROOT / f"{c.engine}.result"
         try:
-            status = run([program, *common, "--enable_graph", "--json", record])
-            return status, {} if status else json.loads(record.read_text())
+            if not run([program, *common, "--enable_graph", "--json", record], args.dry_run):
+                return 0, {} if args.dry_run else json.loads(record.read_text())
+            print("build/perf did not run it: taking perf.py")
         except (OSError, ValueError) as error:
             raise Failed(f"build/perf left no result ({error})") from error
         finally:
@@ -204,6 +206,8 @@ def perf(configuration: Configuration, backend: str, args: argparse.Namespace) -
     script = "perf_varseqlen.py" if c.megatron else "perf.py"
     command = [str(word) for word in (sys.executable, script, *common, *more, *graph, "--json")]
     print("+", shlex.join(command), flush=True)
+    if args.dry_run:
+        return 0, {}
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         return done.returncode, {} if done.returncode else json.loads(done.stdout)

@@ -82,7 +82,7 @@ def draw(rows: list[dict[str, str]], published: list[dict[str, str]], output: Pa
         import matplotlib
     except ModuleNotFoundError:
         print(
-            'plot_benchmark.py: the chart needs matplotlib; pip install matplotlib, or pip install ".[charts]" here',
+            "plot_benchmark.py: the chart needs matplotlib; pip install matplotlib",
             file=sys.stderr,
         )
         sys.exit(3)
