@@ -15,7 +15,7 @@ from helpers import __version__, backends
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable
-from helpers.errors import InputError, UsageError
+from helpers.errors import UsageError
 from helpers.qa import check_vocabulary
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
@@ -184,15 +184,13 @@ def with_ranges(
 
 
 def squad_file(given: str | None) -> Path:
-    """Return the text to calibrate on: the given file, the documented default, or the sample of the repository."""
+    """Return the text to calibrate on: the given file, the documented default, or the sample that is part of this package."""
     if given:
         return Path(given)
-    for path in (Path("squad/dev-v1.1.json"), ROOT / "squad" / "dev-v1.1.json", ROOT / "squad" / "dev-sample-1000.json"):
+    for path in (Path("squad/dev-v1.1.json"), ROOT / "squad" / "dev-v1.1.json"):
         if path.is_file():
             return path
-    raise InputError(
-        "there is no text to calibrate on: squad/dev-v1.1.json does not exist; run scripts/download_squad.sh, or give -j FILE"
-    )
+    return Path(__file__).with_name("dev-sample-1000.json")
 
 
 def versions() -> dict[str, str]:
