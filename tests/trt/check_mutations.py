@@ -243,7 +243,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Callable[[], None], bool | None]]
     (scale_forgotten, TYPED32, None),
     (other_gelu, TYPED32, None),
     (other_gelu, floating(PLUGINS, "plugins"), None),
-    (default_epsilon, networks.check_epsilon, None),
+    (default_epsilon, lambda: networks.check_epsilon(TYPED), None),
     (types_mixed, TYPED16, None),
     (ids_and_segments_swapped, floating(PLUGINS, "plugins"), None),
     (starts_and_ends_swapped, TYPED32, None),

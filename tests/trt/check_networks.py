@@ -177,7 +177,7 @@ def check_int8_outputs_enter_float_norms_as_floats() -> None:
 
 
 @pytest.mark.parametrize("wanted", [TYPED | PACKED, TYPED | HALF], ids=str)
-def check_epsilon(wanted: dict[str, Any] = TYPED) -> None:
+def check_epsilon(wanted: dict[str, Any]) -> None:
     """BERT's 1e-12, not the layer's default 1e-5: too small a difference for the logits of a random model to show."""
     recorded, _, _ = logits(H64, **wanted)
     found = [layer.props["epsilon"] for layer in recorded.graph.network.layers if "normalization" in layer.kind]
