@@ -6,9 +6,10 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <sstream>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace bert {
@@ -23,11 +24,27 @@ struct ArgumentError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
+// Messages are put together without iostreams: where a Python process holds two copies of libstdc++ (a statically linked
+// module beside another's shared one), streams find the other copy's locale and crash.
+inline std::string as_text(const std::string& value) { return value; }
+inline std::string as_text(const char* value) { return value; }
+inline std::string as_text(char value) { return std::string(1, value); }
+template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number> || std::is_enum_v<Number>>>
+std::string as_text(Number value) {
+  if constexpr (std::is_floating_point_v<Number>) {
+    char buffer[32];
+    std::snprintf(buffer, sizeof buffer, "%g", static_cast<double>(value));
+    return buffer;
+  } else {
+    return std::to_string(static_cast<long long>(value));
+  }
+}
+
 template <class... Parts>
 std::string text(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
+  std::string out;
+  (out.append(as_text(parts)), ...);
+  return out;
 }
 
 template <class... Parts>

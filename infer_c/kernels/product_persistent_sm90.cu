@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper product for many rows: one block a multiprocessor walks over tiles of 64 x 256. One warp feeds a ring of five stages
 // through the copy engine; two warpgroups take the tiles in turn, so one finishes its tile (norm, GELU, residual, stores)
-// while the other keeps the tensor cores busy. The ring brings the stages in the order of the tiles; that alone makes the
-// two take turns. Two blocks of a cluster work on neighbouring rows and share the weights: each fetches half and multicasts
+// while the other keeps the tensor cores busy. Two blocks of a cluster work on neighbouring rows and share the weights: each fetches half and multicasts
 // it, so a block draws 24 KB from the L2 for 40 KB of operands.
 #include "launch.h"
 #include "product_sm90.h"
@@ -19,7 +18,8 @@ constexpr int kStages = 5;
 constexpr int kCluster = 2;
 constexpr int kGroupWarps = 4;     // a warpgroup's
 constexpr int kConsumerWarps = 2 * kGroupWarps;
-constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // registers move between warpgroups, so the feeder's is whole, though only its first warp works
+constexpr int kSideWarps = kPersistentRows / kWarp;  // a thread a row
+constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kFeederRegisters = 104, kConsumerRegisters = 200;  // 128 x 104 + 256 x 200 = 64,512 of 65,536
 
 constexpr int kInputBytes = kPersistentRows * kDepth * 2;      // 8 KB
@@ -28,12 +28,13 @@ constexpr int kChunk = 64;             // columns the epilogue handles at a time
 constexpr int kPitch = kChunk + 8;     // halves of a row in the epilogue's buffer; + 8 keeps 16-byte accesses apart
 constexpr int kChunkBytes = 16 * kPitch * 2;  // 16 rows: one warp's
 
-// What the epilogue of a tile needs besides the products; fetched by the feeding warp while the tile before is at work.
+// What the epilogue of a tile needs besides the products; fetched by two warps while the tile before is at work.
 struct Side {
   Norm norms[kPersistentRows];
   float bias[kTile], factor[kTile];
 };
 constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
+static_assert(kTile == 4 * kPersistentRows, "the side warps fetch 4 columns a thread");
 static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
 
 template <Epilogue kEpilogue>
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::barrier_init(empty + i, kCluster * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
     for (int i = 0; i < 2; ++i) {
-      sm90::barrier_init(side_full + i, 1);
+      sm90::barrier_init(side_full + i, kSideWarps);
       sm90::barrier_init(side_empty + i, kGroupWarps);
     }
     sm90::barrier_init_fence();
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (lane == 0) sm90::prefetch_map(&input), sm90::prefetch_map(&weights);
     wait_for_previous();
     int fed = 0, turn = 0;
-    for (int tile = first_tile; tile < tiles && warp == kConsumerWarps; tile += tile_step, ++turn) {
+    for (int tile = first_tile; tile < tiles && warp == kConsumerWarps && lane == 0; tile += tile_step) {
       const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
       auto feed = [&](int i) {
         const int s = fed % kStages;
@@ -175,36 +176,34 @@ __global__ void __launch_bounds__(kThreads, 1)
                                  first_column + rank * kTile / kCluster, full + s, (1 << kCluster) - 1);
         ++fed;
       };
-      // The first stages before the side values: the products wait for the former, only the epilogue for the latter.
-      const int early = min(blocks, kStages);
-      if (lane == 0) {
-        for (int i = 0; i < early; ++i) feed(i);
-      }
-      __syncwarp();
+      for (int i = 0; i < blocks; ++i) feed(i);
+    }
+    // Side values have warps of their own: their latency must not hold up the ring.
+    for (int tile = first_tile; tile < tiles && warp > kConsumerWarps && warp <= kConsumerWarps + kSideWarps; tile += tile_step, ++turn) {
+      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
+      const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp;
       Side& side = sides[turn % 2];
+      float4 bias{}, factor{};  // kPersistentRows threads, 4 of kTile columns each
+      if (first_column + 4 * r < p.columns) {
+        bias = *reinterpret_cast<const float4*>(p.bias + first_column + 4 * r);
+        factor = *reinterpret_cast<const float4*>(p.factor + first_column + 4 * r);
+      }
+      const Norm norm = combine(p.stats, min(first_row + r, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
       sm90::wait(side_empty + turn % 2, (turn / 2 & 1) ^ 1);
-      for (int i = lane; i < kTile; i += kWarp) {
-        side.bias[i] = first_column + i < p.columns ? p.bias[first_column + i] : 0.f;
-        side.factor[i] = first_column + i < p.columns ? p.factor[first_column + i] : 0.f;
-      }
-      const int row_threads = p.stats.tiles > 1 ? 4 : 1;
-      for (int i = 0; i < kPersistentRows; i += kWarp / row_threads) {
-        const int r = i + lane / row_threads;
-        const Norm norm = combine(p.stats, min(first_row + r, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
-        if (lane % row_threads == 0) side.norms[r] = norm;
-      }
+      side.norms[r] = norm;
+      *reinterpret_cast<float4*>(side.bias + 4 * r) = bias;
+      *reinterpret_cast<float4*>(side.factor + 4 * r) = factor;
       __syncwarp();
-      if (lane == 0) {
-        sm90::arrive(side_full + turn % 2);
-        for (int i = early; i < blocks; ++i) feed(i);
-      }
-      __syncwarp();
+      if (lane == 0) sm90::arrive(side_full + turn % 2);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     wait_for_previous();
     // The groups take every other tile; `used` counts the stages of both.
-    const int group = warp / kGroupWarps;
+    // A group starts its products when the other has issued its own: the stages come in the order of the tiles, and a
+    // barrier tells only odd phases from even ones, so nobody may wait for a stage two rounds ahead.
+    const int group = warp / kGroupWarps, kBoth = kConsumerWarps * kWarp;
+    if (group == 1) sm90::named_arrive(1, kBoth);
     int turn = group, used = group * blocks;
     for (int tile = first_tile + group * tile_step; tile < tiles; tile += 2 * tile_step, turn += 2, used += blocks) {
       const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
@@ -214,6 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       float acc[kTile / 2];
 #pragma unroll
       for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
+      sm90::named_barrier(1 + group, kBoth);
       for (int i = 0; i < blocks; ++i, ++used) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
@@ -228,6 +228,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::multiply_wait<1>();
         if (i > 0) release((used - 1) % kStages);
       }
+      sm90::named_arrive(2 - group, kBoth);
       sm90::multiply_wait<0>();
       sm90::pin(acc);
       release((used - 1) % kStages);

@@ -91,6 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     auto load_input = [&](int i) { sm90::load_box(stage(i), &input, (begin + i) * kDepth, first_row, full + i % S::kStages); };
     if (lane == 0) {
       for (int i = 0; i < ahead; ++i) load_weights(i);  // weights never change: no need to wait for the kernel before
+      for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column);
       sm90::prefetch_map(&input);
       wait_for_previous();
       for (int i = 0; i < ahead; ++i) load_input(i);
@@ -107,13 +108,6 @@ __global__ void __launch_bounds__(kThreads, 2)
       bias = *reinterpret_cast<const float4*>(p.bias + column);
       factor = *reinterpret_cast<const float4*>(p.factor + column);
     }
-    // While the first boxes are on their way: mean and scale of this block's rows, as many threads a row as there are.
-    wait_for_previous();
-    const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;  // 2 to 16 of them
-    const Norm norm = combine(p.stats, min(first_row + slice_begin + norm_row, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps,
-                              row_threads);
-    if (threadIdx.x % row_threads == 0) norms[norm_row] = norm;
-
     float acc[kTile / 2];
 #pragma unroll
     for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
@@ -147,12 +141,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     sm90::named_barrier(1, kConsumers);
     if (shared_tile) {
       sm90::cluster_wait();
-      if (static_cast<int>(threadIdx.x) < split && static_cast<int>(threadIdx.x) != rank) {
-        const int to = threadIdx.x, slot = rank - (rank > to);
+      if (lane == 0 && warp < split && warp != rank) {  // one warp a receiver: the copies start side by side
+        const int to = warp, slot = rank - (rank > to);
         sm90::send(received + slot * slice * S::kPitch, partial + to * slice * S::kPitch, slice * S::kPitch * 4, complete, to);
       }
     }
-    // Fetch the residual while the partial sums travel.
+    // While the partial sums travel: fetch the residual, and the mean and scale of this block's rows (2 to 16 threads each).
+    wait_for_previous();
     const int pass_row = threadIdx.x / kRowLanes;
     auto residual_of = [&](int r) {
       const int row = first_row + slice_begin + r;
@@ -162,6 +157,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     uint2 residual[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
+    const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;
+    const Norm my_norm = combine(p.stats, min(first_row + slice_begin + norm_row, rows - 1),
+                                 kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
+    if (threadIdx.x % row_threads == 0) norms[norm_row] = my_norm;
+    sm90::named_barrier(1, kConsumers);
     if (shared_tile) sm90::wait(complete, 0);
 
     for (int base = 0; base < slice; base += kAhead * kPassRows) {

@@ -55,6 +55,11 @@ __device__ inline void prefetch_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
 }
 
+// Bring a box into the L2 cache and no further.
+__device__ inline void prefetch_box(const CUtensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(reinterpret_cast<uint64_t>(map)), "r"(column), "r"(row) : "memory");
+}
+
 // Copy the box whose first element is (column, row) into shared memory; its bytes count at `barrier`.
 __device__ inline void load_box(void* destination, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
   asm volatile(
