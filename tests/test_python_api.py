@@ -148,14 +148,14 @@ def test_questions_from_several_threads(qa) -> None:
         ((QUESTION, "\n"), InputError, "the passage is empty"),
         (([QUESTION, ""], PASSAGE), InputError, "the question of question 2 is empty"),
         ((QUESTION,), UsageError, "question 1 has no context"),
-        (({"question": QUESTION},), UsageError, "it needs \"question\" and \"context\""),
+        (({"question": QUESTION},), UsageError, 'it needs "question" and "context"'),
         (([{"question": QUESTION, "context": None}],), UsageError, "both texts"),
         ((OTHER, PASSAGE), UsageError, "of type dict beside a context"),
         (([QUESTION, QUESTION], [PASSAGE]), UsageError, "2 questions came with 1 contexts"),
         ((5,), UsageError, "of type int"),
         (([5], PASSAGE), UsageError, "of type int beside a context"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_explained(qa, arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         qa(*arguments)
