@@ -33,8 +33,8 @@ any order; of several words of one kind the last one counts.
   pyt megatron-large (any length,       bert_pyt_statedict_megatron_{dense,sparse}_{fp16,int8qat} 21.03.0
     any SQuAD version)
 
-From the Hugging Face hub, with wget or curl: config.json, vocab.txt, tokenizer_config.json where there is one, and
-model.safetensors, or pytorch_model.bin where there is none. A broken download goes on where it stopped. The SHA-256 of every
+From the Hugging Face hub, with wget or curl: config.json; vocab.txt, or tokenizer.json where there is none;
+tokenizer_config.json where there is one; model.safetensors, or pytorch_model.bin where there is none. A broken download goes on where it stopped. The SHA-256 of every
 file is shown; that of the weights is compared with what the hub says. HF_ENDPOINT names a mirror.
 
 Exit status: 0 done; 1 the download failed; 2 a word is unknown or no such model exists; 3 the NGC client, or both wget and
@@ -97,8 +97,8 @@ download_hub() {
     rm -rf "$unfinished"
     fail 1 "$id is a model of type '${digest:-unknown}'; builder.py reads BERT models (type 'bert'), choose one of those"
   fi
-  [ -s "$unfinished/vocab.txt" ] || hub_fetch vocab.txt ||
-    fail 1 "vocab.txt $missing; without a WordPiece vocabulary the model cannot be used"
+  [ -s "$unfinished/vocab.txt" ] || hub_fetch vocab.txt || [ -s "$unfinished/tokenizer.json" ] || hub_fetch tokenizer.json ||
+    fail 1 "neither vocab.txt nor tokenizer.json $missing; without a WordPiece vocabulary the model cannot be used"
   [ -s "$unfinished/tokenizer_config.json" ] || hub_fetch tokenizer_config.json ||
     echo "download_model.sh: no tokenizer_config.json; casing will be read from the vocabulary" >&2
   if [ ! -s "$unfinished/$weights" ] && ! hub_fetch "$weights"; then
@@ -116,7 +116,7 @@ download_hub() {
     fail 1 "$weights of $id is damaged: the hub says SHA-256 $digest; run this command again"
   fi
   mv "$unfinished" "$wanted"
-  echo "download_model.sh: build it with: python builder.py -pt $wanted/$weights -c $wanted -s 384 -o engines/$name.engine" >&2
+  echo "download_model.sh: build it with: python builder.py --hf $wanted -s 384 -o engines/$name.engine" >&2
   echo "$wanted"
 }
 

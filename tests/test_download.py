@@ -275,7 +275,7 @@ def test_hub_model(root: Path, run: Run, site: Path) -> None:
     assert names(directory) == sorted(Path(name).name for name in HUB_FILES)
     assert (directory / "model.safetensors").read_text() == "weights"
     assert f"{digest}  model.safetensors" in result.stderr
-    assert "builder.py -pt" in result.stderr
+    assert "builder.py --hf" in result.stderr
     assert names(directory.parent) == ["owner--name"]
     fetched = len(log(root))
     assert hub(run, site).stdout == result.stdout and len(log(root)) == fetched
@@ -289,6 +289,12 @@ def test_hub_model_without_safetensors_and_casing(root: Path, run: Run, site: Pa
     assert names(root / "models/fine-tuned/owner--name") == ["config.json", "pytorch_model.bin", "vocab.txt"]
 
 
+def test_hub_model_with_its_vocabulary_in_tokenizer_json(root: Path, run: Run, site: Path) -> None:
+    (site / "resolve/main/vocab.txt").rename(site / "resolve/main/tokenizer.json")
+    assert hub(run, site).returncode == 0
+    assert "tokenizer.json" in names(root / "models/fine-tuned/owner--name")
+
+
 def test_hub_revision_has_its_own_directory(root: Path, run: Run, site: Path) -> None:
     (site / "resolve" / "main").rename(site / "resolve" / "v2")
     result = hub(run, site, "hub:owner/name@v2")
@@ -299,7 +305,10 @@ def test_hub_revision_has_its_own_directory(root: Path, run: Run, site: Path) ->
     ("missing", "sentence"),
     [
         ("config.json", "config.json of owner/name (revision main) could not be downloaded; check the name"),
-        ("vocab.txt", "vocab.txt of owner/name (revision main) could not be downloaded; without a WordPiece vocabulary"),
+        (
+            "vocab.txt",
+            "neither vocab.txt nor tokenizer.json of owner/name (revision main) could not be downloaded; without a WordPiece",
+        ),
         ("model.safetensors", "neither model.safetensors nor pytorch_model.bin of owner/name"),
     ],
 )
