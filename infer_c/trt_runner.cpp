@@ -148,10 +148,10 @@ class PlanRunner final : public Runner {
     std::lock_guard lock(mutex_);
     CUDA_CHECK(cudaSetDevice(device_));
     const Shape shape = shape_of(batch, longest);
-    // Packed shapes hardly ever come twice: a graph for each would cost more than it saves.
-    Slot& slot = ready(shape, options_.graph && !packed_);
+    staged_on_device_ = false;
     upload(batch, shape);
-    enqueue(slot);
+    // Packed shapes hardly ever come twice: a graph for each would cost more than it saves.
+    enqueue(ready(shape, options_.graph && !packed_));
     CUDA_CHECK(cudaMemcpyAsync(results_.data(), logits_.data(), sizeof(float) * 2 * places(shape), cudaMemcpyDeviceToHost, stream_));
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     unpad(batch, shape, logits);
@@ -162,16 +162,18 @@ class PlanRunner final : public Runner {
     std::lock_guard lock(mutex_);
     CUDA_CHECK(cudaSetDevice(device_));
     staged_ = shape_of(batch, longest);
-    Slot& slot = ready(staged_, options_.graph);
-    upload(batch, staged_);
-    enqueue(slot);
+    staged_on_device_ = false;
+    staged_ids_.assign(batch.ids, batch.ids + batch.cu_seqlens[batch.size]);
+    staged_segments_.assign(batch.segments, batch.segments + batch.cu_seqlens[batch.size]);
+    staged_bounds_.assign(batch.cu_seqlens, batch.cu_seqlens + batch.size + 1);
+    enqueue(stage_again());
     CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
 
   float time_staged() override {
     std::lock_guard lock(mutex_);
     if (staged_.profile < 0) refuse("stage a batch before timing it");
-    Slot& slot = ready(staged_, options_.graph);
+    Slot& slot = stage_again();
     CUDA_CHECK(cudaEventRecord(begin_, stream_));
     enqueue(slot);
     CUDA_CHECK(cudaEventRecord(end_, stream_));
@@ -341,7 +343,17 @@ class PlanRunner final : public Runner {
 
   int place_of(const std::string& name) const { return name == "input_ids" ? 0 : name == "segment_ids" ? 1 : name == "max_seqlen" ? 3 : 2; }
 
-  // A context set up for a shape, with its graph when one is wanted.
+  // The staged batch on the device, where a run has not displaced it, and its context.
+  Slot& stage_again() {
+    if (!staged_on_device_) {
+      upload({staged_ids_.data(), staged_segments_.data(), staged_bounds_.data(), static_cast<int>(staged_bounds_.size()) - 1}, staged_);
+      CUDA_CHECK(cudaStreamSynchronize(stream_));
+      staged_on_device_ = true;
+    }
+    return ready(staged_, options_.graph);
+  }
+
+  // A context set up for a shape, with its graph when one is wanted. The inputs must be on the device: a capture runs once.
   Slot& ready(const Shape& shape, bool graph) {
     for (auto slot = slots_.begin(); slot != slots_.end(); ++slot) {
       if (slot->shape == shape && (slot->graph != nullptr) == graph) {
@@ -492,6 +504,8 @@ class PlanRunner final : public Runner {
   Buffer<char> scratch_;
   std::list<Slot> slots_;
   Shape staged_;
+  bool staged_on_device_ = false;
+  std::vector<int> staged_ids_, staged_segments_, staged_bounds_;
   mutable std::mutex mutex_;
 };
 
