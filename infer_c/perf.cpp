@@ -103,7 +103,8 @@ Result measure(bert::Runner& runner, const Options& o, int batch) {
   const bert::Config& config = runner.info().config;
   std::default_random_engine random(o.seed);
   std::vector<int> ids(static_cast<size_t>(batch) * o.length), segments(ids.size()), bounds;
-  for (int& id : ids) id = static_cast<int>(random() % config.vocab_size);
+  const int vocabulary = std::min(config.vocab_size, 30522);  // a plan without metadata does not know its own
+  for (int& id : ids) id = static_cast<int>(random() % vocabulary);
   for (int& segment : segments) segment = static_cast<int>(random() % std::min(2, config.type_vocab_size));
   for (int i = 0; i <= batch; ++i) bounds.push_back(i * o.length);
   runner.stage({ids.data(), segments.data(), bounds.data(), batch});
