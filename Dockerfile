@@ -16,9 +16,11 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /workspace/demobert
-COPY . .
+COPY pyproject.toml README.md ./
+COPY helpers helpers
 # hadolint ignore=DL3013,SC2086
 RUN pip install --no-cache-dir --editable ".[${EXTRAS}]" ${PACKAGES}
+COPY . .
 # The caller's ids, so that what is written to mounted directories is the caller's.
 RUN (getent group "${GID}" || groupadd --gid "${GID}" demobert) \
     && useradd --no-log-init --create-home --uid "${UID}" --gid "${GID}" demobert \
@@ -55,13 +57,15 @@ RUN apt-get update \
     && python3 -m venv --system-site-packages /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /workspace/demobert
-COPY . .
-COPY --from=infer_c /workspace/demobert/build build
+COPY pyproject.toml README.md ./
+COPY helpers helpers
 # TensorRT is the container's own. Where its Python package is not installed, that of the same version is fetched.
 # hadolint ignore=DL3013,SC2086
 RUN pip install --no-cache-dir --editable ".[${EXTRAS}]" "cuda-python>=12.6" ${PACKAGES} \
     && version=$(dpkg-query --show --showformat '${Version}' libnvinfer10) \
     && (python -c "import tensorrt" || pip install --no-cache-dir "tensorrt==${version%%-*}")
+COPY --from=infer_c /workspace/demobert/build/perf /workspace/demobert/build/infer_c*.so build/
+COPY . .
 # Ubuntu's own user 1000 makes room for the caller's id.
 RUN (userdel --remove ubuntu 2>/dev/null || true) \
     && (getent group "${GID}" || groupadd --gid "${GID}" demobert) \

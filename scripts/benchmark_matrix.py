@@ -88,6 +88,10 @@ def arguments() -> argparse.Namespace:
     cpu = args.gpu == "CPU"
     if cpu and args.backend not in (None, "cpu"):
         parser.error("--gpu CPU measures the cpu backend; leave out --backend")
+    if args.megatron and not args.random_weights:
+        if cpu or args.backend not in (None, "auto", "tensorrt"):
+            parser.error("Megatron's residuals are TensorRT's alone; give --random-weights to measure speed without them")
+        args.backend = "tensorrt"
     for option in ("lengths", "batches", "iterations"):
         given = getattr(args, option)
         if given is not None and min(given if isinstance(given, (list, tuple)) else [given]) < 1:

@@ -124,11 +124,16 @@ def test_scripts_are_executable_and_clean() -> None:
         assert "SPDX-License-Identifier: Apache-2.0" in "\n".join(script.read_text().splitlines()[:2]), script
         if script.read_text().startswith("#!"):
             assert os.access(script, os.X_OK), script
-    checker = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if not checker:
-        pytest.skip("shellcheck is not installed")
-    done = subprocess.run([checker, "-x", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True)
+    done = lint("shellcheck", "-x", *scripts)
     assert done.returncode == 0, done.stdout
+
+
+def lint(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a linter of PATH or of this Python's environment; skip the test where it is in neither."""
+    checker = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
+    if not checker:
+        pytest.skip(f"{program} is not installed")
+    return subprocess.run([checker, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
 
 
 # build.sh and launch.sh
@@ -198,6 +203,11 @@ def test_container_mistakes(run: Run, root: Path, script: str, words: list[str],
     done = run(script, *words, PATH=str(root / "bin"))
     assert (done.returncode, done.stderr.count("\n")) == (status, 1), done.stderr
     assert sentence in done.stderr
+
+
+def test_the_dockerfile_is_clean() -> None:
+    done = lint("hadolint", "Dockerfile")
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_images_have_what_the_scripts_expect() -> None:
@@ -387,6 +397,7 @@ def test_the_architecture_is_that_of_the_machine(run: Run, root: Path, gpu: None
     [
         (["--gpu", "Pascal"], 2, "invalid choice: 'Pascal'"),
         (["--gpu", "CPU", "--backend", "cuda"], 2, "--gpu CPU measures the cpu backend"),
+        (["--gpu", "CPU", "--megatron"], 2, "Megatron's residuals are TensorRT's alone; give --random-weights"),
         (["--gpu", "Ada", "--batches", "0"], 2, "--batches takes whole numbers of at least 1"),
         ([], 3, "nvidia-smi names no GPU that is known"),
         (["--gpu", "Ada"], 3, "nvidia-smi finds no GPU here; give --gpu CPU"),
