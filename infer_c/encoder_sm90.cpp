@@ -56,7 +56,7 @@ class EncoderSm90 final : public Encoder {
     const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) {
       const int depth = i == 3 ? config_.intermediate_size : hidden;
-      for (const int rows : {kPersistentRows, kRowBox}) input_maps_[i][rows == kRowBox] = matrix_map(inputs[i], capacity_, depth, rows);
+      for (int share = 0; share < 3; ++share) input_maps_[i][share] = matrix_map(inputs[i], capacity_, depth, kRowBox >> share);
     }
     fast_attention_ = attention_sm90_fits(config_.head_size());
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
@@ -102,7 +102,7 @@ class EncoderSm90 final : public Encoder {
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
-        product_sm90(stream, choice[i], epilogue, input_maps_[i][choice[i].input_rows() == kRowBox], o.map(choice[i]), product, rows, multiprocessors_);
+        product_sm90(stream, choice[i], epilogue, input_maps_[i][choice[i].share / 2], o.map(choice[i]), product, rows, multiprocessors_);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -124,7 +124,7 @@ class EncoderSm90 final : public Encoder {
     std::string out = "{";
     for (const auto& [key, choice] : choices_) {
       out += (out.size() > 1 ? ", \"" : "\"") + std::to_string(key) + "\": [";
-      for (int i = 0; i < kProducts; ++i) out += text(i ? ", " : "", "[", choice[i].tile_columns, ", ", choice[i].split, "]");
+      for (int i = 0; i < kProducts; ++i) out += text(i ? ", " : "", "[", choice[i].tile_columns, ", ", choice[i].split, ", ", choice[i].share, "]");
       out += "]";
     }
     return out + "}";
@@ -134,8 +134,9 @@ class EncoderSm90 final : public Encoder {
     const Json root = Json::parse(json);
     for (const auto& [key, list] : root.members()) {
       Choice choice;
-      for (const Json& pair : list.items()) {
-        const Variant v{static_cast<int>(pair.items().at(0).integer()), static_cast<int>(pair.items().at(1).integer())};
+      for (const Json& entry : list.items()) {
+        if (entry.items().size() != 3) fail("the remembered algorithms are not of this version");
+        const Variant v{static_cast<int>(entry.items()[0].integer()), static_cast<int>(entry.items()[1].integer()), static_cast<int>(entry.items()[2].integer())};
         if (!v.exists()) fail("the remembered algorithm ", v.name(), " does not exist");
         choice.push_back(v);
       }
@@ -159,8 +160,8 @@ class EncoderSm90 final : public Encoder {
   // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
   Variant default_variant(int rows, const Operand& o) const {
     const int tiles = ceil_div(rows, kRowBox) * ceil_div(o.columns, 256);
-    if (2 * tiles >= 2 * multiprocessors_) return {256, 1};
-    Variant v{64, 1};
+    if (2 * tiles >= 2 * multiprocessors_) return {256, 1, 1};
+    Variant v{64, 1, 1};
     while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
     while (v.split > ceil_div(o.depth, 64)) v.split /= 2;
     return v;
@@ -218,7 +219,7 @@ class EncoderSm90 final : public Encoder {
   Buffer<__half> x_[2];              // (rows, hidden), before their LayerNorms: layer input, after attention
   Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
   Buffer<float2> stats_[2];          // of x_
-  CUtensorMap input_maps_[kProducts][2];  // for boxes of kPersistentRows and of kRowBox rows
+  CUtensorMap input_maps_[kProducts][3];  // for 1, 2 and 4 blocks that share the rows of a tile
   CUtensorMap attention_map_;
   bool fast_attention_ = false;
   int multiprocessors_ = 0;

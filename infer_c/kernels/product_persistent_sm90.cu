@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor walks over tiles of 64 x 256. One warp feeds a ring of five stages
-// through the copy engine; two warpgroups take the tiles in turn, so one finishes its tile (norm, GELU, residual, stores)
-// while the other keeps the tensor cores busy. Two blocks of a cluster work on neighbouring rows and share the weights: each fetches half and multicasts
-// it, so a block draws 24 KB from the L2 for 40 KB of operands.
+// Hopper product for many rows: one block a multiprocessor walks over tiles of 128 x 256. One warp feeds a ring of four
+// stages through the copy engine, two more fetch what the epilogue needs, two warpgroups multiply 64 rows each. Two blocks of
+// a cluster work on neighbouring rows and share the weights: each fetches half and multicasts it, so a block draws 32 KB from
+// the L2 for 48 KB of operands. (Giving each warpgroup tiles of its own, 64 x 256 in turn, hides the epilogues but draws half
+// as much again from the L2, which then limits: 62 ms against 54 for BERT-large, 128 x 384 tokens.)
 #include "launch.h"
 #include "product_sm90.h"
 #include "row_stats.cuh"
@@ -14,27 +15,27 @@ namespace {
 
 constexpr int kTile = 256;
 constexpr int kDepth = 64;
-constexpr int kStages = 5;
+constexpr int kStages = 4;
 constexpr int kCluster = 2;
-constexpr int kGroupWarps = 4;     // a warpgroup's
-constexpr int kConsumerWarps = 2 * kGroupWarps;
-constexpr int kSideWarps = kPersistentRows / kWarp;  // a thread a row
+constexpr int kConsumerWarps = 8;
+constexpr int kSideWarps = 2;
+constexpr int kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kFeederRegisters = 104, kConsumerRegisters = 200;  // 128 x 104 + 256 x 200 = 64,512 of 65,536
 
-constexpr int kInputBytes = kPersistentRows * kDepth * 2;      // 8 KB
-constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 40 KB
+constexpr int kInputBytes = kRowBox * kDepth * 2;            // 16 KB
+constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 48 KB
 constexpr int kChunk = 64;             // columns the epilogue handles at a time
 constexpr int kPitch = kChunk + 8;     // halves of a row in the epilogue's buffer; + 8 keeps 16-byte accesses apart
 constexpr int kChunkBytes = 16 * kPitch * 2;  // 16 rows: one warp's
 
 // What the epilogue of a tile needs besides the products; fetched by two warps while the tile before is at work.
 struct Side {
-  Norm norms[kPersistentRows];
+  Norm norms[kRowBox];
   float bias[kTile], factor[kTile];
 };
 constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
-static_assert(kTile == 4 * kPersistentRows, "the side warps fetch 4 columns a thread");
+static_assert(kTile == 4 * kSideThreads && kRowBox == 2 * kSideThreads, "the side warps fetch 4 columns a thread");
 static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
 
 template <Epilogue kEpilogue>
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
   const int rows = *p.tokens;
-  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kPersistentRows) * column_tiles;
+  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRowBox) * column_tiles;
   const int first_tile = blockIdx.x / kCluster, tile_step = gridDim.x / kCluster;
   const int blocks = ceil_div(p.depth, kDepth);
 
@@ -147,11 +148,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kCluster * kGroupWarps);  // a stage is free when nobody in the cluster reads it
+      sm90::barrier_init(empty + i, kCluster * kConsumerWarps);  // a stage is free when nobody in the cluster reads it
     }
     for (int i = 0; i < 2; ++i) {
       sm90::barrier_init(side_full + i, kSideWarps);
-      sm90::barrier_init(side_empty + i, kGroupWarps);
+      sm90::barrier_init(side_empty + i, kConsumerWarps);
     }
     sm90::barrier_init_fence();
   }
@@ -165,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     wait_for_previous();
     int fed = 0, turn = 0;
     for (int tile = first_tile; tile < tiles && warp == kConsumerWarps && lane == 0; tile += tile_step) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
+      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
       auto feed = [&](int i) {
         const int s = fed % kStages;
         sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
@@ -180,17 +181,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     // Side values have warps of their own: their latency must not hold up the ring.
     for (int tile = first_tile; tile < tiles && warp > kConsumerWarps && warp <= kConsumerWarps + kSideWarps; tile += tile_step, ++turn) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
+      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
       const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp;
       Side& side = sides[turn % 2];
-      float4 bias{}, factor{};  // kPersistentRows threads, 4 of kTile columns each
+      float4 bias{}, factor{};  // each thread fetches 4 columns and 2 rows
       if (first_column + 4 * r < p.columns) {
         bias = *reinterpret_cast<const float4*>(p.bias + first_column + 4 * r);
         factor = *reinterpret_cast<const float4*>(p.factor + first_column + 4 * r);
       }
-      const Norm norm = combine(p.stats, min(first_row + r, rows - 1), kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
+      const int width = kEpilogue == Epilogue::residual ? p.columns : p.depth;
+      const Norm norm0 = combine(p.stats, min(first_row + r, rows - 1), width, p.eps, 1);
+      const Norm norm1 = combine(p.stats, min(first_row + r + kSideThreads, rows - 1), width, p.eps, 1);
       sm90::wait(side_empty + turn % 2, (turn / 2 & 1) ^ 1);
-      side.norms[r] = norm;
+      side.norms[r] = norm0;
+      side.norms[r + kSideThreads] = norm1;
       *reinterpret_cast<float4*>(side.bias + 4 * r) = bias;
       *reinterpret_cast<float4*>(side.factor + 4 * r) = factor;
       __syncwarp();
@@ -199,26 +203,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     wait_for_previous();
-    // The groups take every other tile; `used` counts the stages of both.
-    // A group starts its products when the other has issued its own: the stages come in the order of the tiles, and a
-    // barrier tells only odd phases from even ones, so nobody may wait for a stage two rounds ahead.
-    const int group = warp / kGroupWarps, kBoth = kConsumerWarps * kWarp;
-    if (group == 1) sm90::named_arrive(1, kBoth);
-    int turn = group, used = group * blocks;
-    for (int tile = first_tile + group * tile_step; tile < tiles; tile += 2 * tile_step, turn += 2, used += blocks) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kPersistentRows, first_column = tile % column_tiles * kTile;
+    int used = 0, turn = 0;
+    for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
+      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
       auto release = [&](int s) {
         if (lane < kCluster) sm90::arrive_remote(empty + s, lane);
       };
       float acc[kTile / 2];
 #pragma unroll
       for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
-      sm90::named_barrier(1 + group, kBoth);
       for (int i = 0; i < blocks; ++i, ++used) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
-        const uint64_t a = sm90::descriptor<128>(stage), b = sm90::descriptor<128>(stage + kInputBytes);
+        const uint64_t a = sm90::descriptor<128>(stage + warp / 4 * 64 * kDepth * 2), b = sm90::descriptor<128>(stage + kInputBytes);
         sm90::pin(acc);
         sm90::multiply_fence();
 #pragma unroll
@@ -228,12 +226,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::multiply_wait<1>();
         if (i > 0) release((used - 1) % kStages);
       }
-      sm90::named_arrive(2 - group, kBoth);
       sm90::multiply_wait<0>();
       sm90::pin(acc);
       release((used - 1) % kStages);
       sm90::wait(side_full + turn % 2, turn / 2 & 1);
-      epilogue<kEpilogue>(acc, p, sides[turn % 2], buffers + warp * kChunkBytes / 2, warp % kGroupWarps * 16, first_row, first_column, rows);
+      epilogue<kEpilogue>(acc, p, sides[turn % 2], buffers + warp * kChunkBytes / 2, warp * 16, first_row, first_column, rows);
       if (lane == 0) sm90::arrive(side_empty + turn % 2);
     }
   }
@@ -265,7 +262,7 @@ void prepare_product_persistent() {
 
 void product_persistent(cudaStream_t stream, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& product,
                         int rows, int multiprocessors) {
-  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kPersistentRows) * ceil_div(product.columns, kTile));
+  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRowBox) * ceil_div(product.columns, kTile));
   Launch shape{dim3(clusters * kCluster), dim3(kThreads), kSharedBytes, kCluster, true};
   launch(stream, shape, kernel_of(epilogue), input, weights, product);
 }

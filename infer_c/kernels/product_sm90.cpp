@@ -31,13 +31,16 @@ std::vector<Variant> variants(int rows, int columns, int depth, int multiprocess
   std::vector<Variant> list;
   const int row_tiles = ceil_div(rows, kRowBox), depth_blocks = ceil_div(depth, 64);
   for (const int tile_columns : {64, 96, 128}) {
-    const int tiles = row_tiles * ceil_div(columns, tile_columns);
+    const int column_tiles = ceil_div(columns, tile_columns), tiles = row_tiles * column_tiles;
     for (const int split : {1, 2, 4, 8}) {
-      // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); more than 8 waves never do.
-      if (split > 1 && tile_columns != 64) continue;  // wider tiles are not split
-      if (split > 1 && (tiles * split > 2 * multiprocessors || split > depth_blocks)) continue;
-      if (split == 1 && tiles > 16 * multiprocessors) continue;
-      list.push_back({tile_columns, split});
+      for (const int share : {1, 2, 4}) {
+        const Variant v{tile_columns, split, share};
+        if (!v.exists() || split > depth_blocks || share > column_tiles) continue;
+        // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); 16 waves never do.
+        if (tiles * split > (split > 1 ? 2 : 16) * multiprocessors) continue;
+        if (tiles * split * 8 < multiprocessors) continue;  // nor does an eighth of the machine
+        list.push_back(v);
+      }
     }
   }
   if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.push_back({256, 1});

@@ -36,24 +36,26 @@ struct Product {
   float eps;
   const __half* residual;  // (rows, columns), stored before its norm
   RowStats out_stats;      // only for Epilogue::residual
+  int share = 1;           // Variant::share, set at the launch
 };
 
-constexpr int kRowBox = 128;         // rows of a tile, and of an activation box
-constexpr int kPersistentRows = 64;  // the same of the persistent kernel
+constexpr int kRowBox = 128;  // rows of a tile
 
 // One way to cut a product over the machine.
 struct Variant {
-  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel, tiles of 64 rows
+  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel
   int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns; otherwise 1
+  int share = 1;          // 1, 2, 4 neighbouring tiles fetch their input together; split * share is at most 8
 
   bool persistent() const { return tile_columns == 256; }
   int box_rows() const { return persistent() ? 128 : tile_columns; }  // of the weights' tensor map
-  int input_rows() const { return persistent() ? kPersistentRows : kRowBox; }  // of the activations'
+  int input_rows() const { return kRowBox / share; }                  // of the activations'
   bool exists() const {
-    const bool narrow = tile_columns == 64 && (split == 1 || split == 2 || split == 4 || split == 8);
-    return narrow || (split == 1 && (tile_columns == 96 || tile_columns == 128 || persistent()));
+    const auto power = [](int n, int most) { return n == 1 || n == 2 || (n == 4 && most >= 4) || (n == 8 && most >= 8); };
+    if (!power(split, 8) || !power(share, 4) || split * share > 8) return false;
+    return tile_columns == 64 || (split == 1 && (tile_columns == 96 || tile_columns == 128)) || (persistent() && split * share == 1);
   }
-  std::string name() const { return text(tile_columns, "/", split); }
+  std::string name() const { return text(tile_columns, "/", split, "/", share); }
 };
 
 // Variants worth timing for a product of this size.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper product for few rows: tiles of 128 x kTile, and up to 8 blocks of a cluster share the depth of one tile, so
 // that 128 rows fill the machine. Each block finishes a share of the rows: the others send it their partial sums through
-// distributed shared memory; no second kernel.
+// distributed shared memory; no second kernel. Up to 4 neighbouring tiles of a cluster share their input rows: each block
+// fetches a part and multicasts it, because what limits here is the traffic from the L2 (8 TB/s), two thirds of it input.
 // Small enough that two blocks fit on a multiprocessor: with programmatic dependent launch the next product's blocks are
 // there early and fetch their weights while this one still works.
 #include "launch.h"
@@ -53,9 +54,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   let_next_start();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int rank = S::kSplits ? blockIdx.x : 0, split = S::kSplits ? gridDim.x : 1;
-  const bool shared_tile = split > 1;  // outside a cluster, the compiler turns its barrier into __syncthreads
-  const int first_row = blockIdx.z * kRowBox, first_column = blockIdx.y * kTile;
+  const int share = p.share, split = gridDim.x / share;
+  const int rank = blockIdx.x % split, neighbour = blockIdx.x / split;  // the cluster is (share, split) blocks
+  const bool clustered = gridDim.x > 1;  // outside a cluster, the compiler turns its barrier into __syncthreads
+  const int first_row = blockIdx.z * kRowBox, column_tile = blockIdx.y * share + neighbour;
+  const int first_column = column_tile * kTile;
   const int rows = *p.tokens;
   if (first_row >= rows) return;
   const int blocks = ceil_div(p.depth, kDepth);
@@ -64,14 +67,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kConsumerWarps);
+      sm90::barrier_init(empty + i, kConsumerWarps * share);
     }
     sm90::barrier_init(complete, 1);
     sm90::barrier_init_fence();
     sm90::expect_bytes(complete, (split - 1) * kRowBox / split * S::kPitch * 4);
   }
   __syncthreads();
-  if (shared_tile) sm90::cluster_arrive();  // the others may send once they have seen this
+  if (clustered) sm90::cluster_arrive();  // the others may send once they have seen this
 
   const int slice = kRowBox / split, slice_begin = rank * slice;  // rows this block finishes
   constexpr int kRowLanes = kTile == 64 ? 16 : 32;                // lanes of a row in the epilogue, 4 columns each
@@ -88,11 +91,22 @@ __global__ void __launch_bounds__(kThreads, 2)
       sm90::expect_bytes(full + i % S::kStages, S::kStageBytes);
       sm90::load_box(stage(i) + kRowBox * kDepth * 2, &weights, (begin + i) * kDepth, first_column, full + i % S::kStages);
     };
-    auto load_input = [&](int i) { sm90::load_box(stage(i), &input, (begin + i) * kDepth, first_row, full + i % S::kStages); };
+    const int part = kRowBox / share;  // input rows that this block fetches for all neighbours
+    unsigned mask = 0;
+    for (int i = 0; i < share; ++i) mask |= 1u << (rank + i * split);
+    auto load_input = [&](int i) {
+      char* to = stage(i) + neighbour * part * kDepth * 2;
+      if (share == 1) return sm90::load_box(to, &input, (begin + i) * kDepth, first_row, full + i % S::kStages);
+      sm90::load_box_multicast(to, &input, (begin + i) * kDepth, first_row + neighbour * part, full + i % S::kStages, static_cast<uint16_t>(mask));
+    };
     if (lane == 0) {
       for (int i = 0; i < ahead; ++i) load_weights(i);  // weights never change: no need to wait for the kernel before
       for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column);
       sm90::prefetch_map(&input);
+    }
+    __syncwarp();
+    if (clustered) sm90::cluster_wait();
+    if (lane == 0) {
       wait_for_previous();
       for (int i = 0; i < ahead; ++i) load_input(i);
       for (int i = ahead; i < count; ++i) {
@@ -101,13 +115,18 @@ __global__ void __launch_bounds__(kThreads, 2)
         load_input(i);
       }
     }
-    __syncwarp();
-    if (shared_tile) sm90::cluster_wait();
   } else {
     if (real_column) {
       bias = *reinterpret_cast<const float4*>(p.bias + column);
       factor = *reinterpret_cast<const float4*>(p.factor + column);
     }
+    // Mean and scale of this block's rows, 2 to 16 threads each: fetched while the first boxes are on their way, combined later.
+    wait_for_previous();
+    const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;
+    const int norm_row_index = min(first_row + slice_begin + norm_row, rows - 1);
+    TileStats tile_stats;
+    if (kTile == 64) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);  // wider tiles lack the registers
+
     float acc[kTile / 2];
 #pragma unroll
     for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
@@ -125,7 +144,13 @@ __global__ void __launch_bounds__(kThreads, 2)
       sm90::multiply_commit();
       sm90::pin(acc);
       sm90::multiply_wait<1>();
-      if (i > 0 && lane == 0) sm90::arrive(empty + (i - 1) % S::kStages);
+      if (i > 0) {
+        if (share > 1) {
+          if (lane < share) sm90::arrive_remote(empty + (i - 1) % S::kStages, rank + lane * split);
+        } else if (lane == 0) {
+          sm90::arrive(empty + (i - 1) % S::kStages);
+        }
+      }
     }
     sm90::multiply_wait<0>();
     sm90::pin(acc);
@@ -139,15 +164,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     sm90::async_fence();
     sm90::named_barrier(1, kConsumers);
-    if (shared_tile) {
-      sm90::cluster_wait();
-      if (lane == 0 && warp < split && warp != rank) {  // one warp a receiver: the copies start side by side
-        const int to = warp, slot = rank - (rank > to);
-        sm90::send(received + slot * slice * S::kPitch, partial + to * slice * S::kPitch, slice * S::kPitch * 4, complete, to);
-      }
+    if (clustered) sm90::cluster_wait();
+    if (S::kSplits && lane == 0 && warp < split && warp != rank) {  // one warp a receiver: the copies start side by side
+      const int to = warp, slot = rank - (rank > to);
+      sm90::send(received + slot * slice * S::kPitch, partial + to * slice * S::kPitch, slice * S::kPitch * 4, complete, to + neighbour * split);
     }
-    // While the partial sums travel: fetch the residual, and the mean and scale of this block's rows (2 to 16 threads each).
-    wait_for_previous();
+    // While the partial sums travel: fetch the residual and combine the row statistics.
     const int pass_row = threadIdx.x / kRowLanes;
     auto residual_of = [&](int r) {
       const int row = first_row + slice_begin + r;
@@ -157,12 +179,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     uint2 residual[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
-    const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;
-    const Norm my_norm = combine(p.stats, min(first_row + slice_begin + norm_row, rows - 1),
-                                 kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
+    if (kTile != 64) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);
+    const Norm my_norm = combine_loaded(p.stats, tile_stats, norm_row_index, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
     if (threadIdx.x % row_threads == 0) norms[norm_row] = my_norm;
     sm90::named_barrier(1, kConsumers);
-    if (shared_tile) sm90::wait(complete, 0);
+    if (S::kSplits && split > 1) sm90::wait(complete, 0);
 
     for (int base = 0; base < slice; base += kAhead * kPassRows) {
 #pragma unroll
@@ -201,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           float squares = real ? d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3 : 0.f;
 #pragma unroll
           for (int step = kRowLanes / 2; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
-          if (real && lane_column == 0) p.out_stats.data[static_cast<size_t>(row) * p.out_stats.tiles + blockIdx.y] = make_float2(mean, squares);
+          if (real && lane_column == 0) p.out_stats.data[static_cast<size_t>(row) * p.out_stats.tiles + column_tile] = make_float2(mean, squares);
         }
       }
       if (base + kAhead * kPassRows < slice) {
@@ -210,8 +231,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
-  // Nobody leaves while its partial sums are still being copied: the receivers arrive here once they have them.
-  if (shared_tile) {
+  // Nobody leaves while its partial sums are still being copied, or while others may signal its barriers.
+  if (clustered) {
     __syncwarp();
     sm90::cluster_arrive();
     sm90::cluster_wait();
@@ -234,8 +255,10 @@ Kernel kernel_of(Epilogue epilogue) {
 constexpr Epilogue kAll[] = {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual};
 
 template <int kTile>
-void start(cudaStream_t stream, int split, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& p, int rows) {
-  Launch shape{dim3(split, ceil_div(p.columns, kTile), ceil_div(rows, kRowBox)), dim3(kThreads), Shape<kTile>::kSharedBytes, split, true};
+void start(cudaStream_t stream, const Variant& v, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, Product p, int rows) {
+  p.share = v.share;
+  const int cluster = v.split * v.share;
+  Launch shape{dim3(cluster, ceil_div(ceil_div(p.columns, kTile), v.share), ceil_div(rows, kRowBox)), dim3(kThreads), Shape<kTile>::kSharedBytes, cluster, true};
   launch(stream, shape, kernel_of<kTile>(epilogue), input, weights, p);
 }
 
@@ -252,9 +275,9 @@ void prepare_product_split() {
 void product_split(cudaStream_t stream, const Variant& variant, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
                    const Product& product, int rows) {
   switch (variant.tile_columns) {
-    case 64: return start<64>(stream, variant.split, epilogue, input, weights, product, rows);
-    case 96: return start<96>(stream, variant.split, epilogue, input, weights, product, rows);
-    case 128: return start<128>(stream, variant.split, epilogue, input, weights, product, rows);
+    case 64: return start<64>(stream, variant, epilogue, input, weights, product, rows);
+    case 96: return start<96>(stream, variant, epilogue, input, weights, product, rows);
+    case 128: return start<128>(stream, variant, epilogue, input, weights, product, rows);
     default: fail("there is no product kernel with tiles of ", variant.tile_columns, " columns");
   }
 }

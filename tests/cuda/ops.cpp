@@ -83,10 +83,10 @@ int multiprocessors() {
 }
 
 // stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns), out_stats (rows, tiles * 2), ms.
-py::tuple product(int tile_columns, int split, int epilogue, const Half& input, const Half& weights, const Float& bias, const Float& factor,
+py::tuple product(int tile_columns, int split, int share, int epilogue, const Half& input, const Half& weights, const Float& bias, const Float& factor,
                   const Float& stats, int width, float eps, const Half& residual, int repeats) {
   const int rows = static_cast<int>(input.shape(0)), depth = static_cast<int>(input.shape(1)), columns = static_cast<int>(weights.shape(0));
-  const Variant variant{tile_columns, split};
+  const Variant variant{tile_columns, split, share};
   const int out_tiles = ceil_div(columns, tile_columns);
   auto d_input = to_device<__half>(input), d_weights = to_device<__half>(weights), d_residual = to_device<__half>(residual);
   auto d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
@@ -99,7 +99,7 @@ py::tuple product(int tile_columns, int split, int epilogue, const Half& input, 
   const CUtensorMap input_map = matrix_map(d_input.data(), rows, depth, variant.input_rows());
   const CUtensorMap weights_map = matrix_map(d_weights.data(), columns, depth, variant.box_rows());
   const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
-                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}};
+                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, share};
   CUDA_CHECK(cudaDeviceSynchronize());
   const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows, multiprocessors()); };
   float ms = 0;
