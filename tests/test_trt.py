@@ -19,7 +19,7 @@ from trt.bindings import VERSIONS, Unavailable, environment
 HERE = Path(__file__).parent / "trt"
 
 
-@pytest.mark.parametrize("suite", ["networks", "build", "runtime", "mutations", "model"])
+@pytest.mark.parametrize("suite", ["networks", "build", "runtime", "scripts", "mutations", "model"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_suite(version: str, suite: str) -> None:
     try:

@@ -50,8 +50,10 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
     network = define(trt, builder, config, weights, options, kind, shapes)
     settings = configure(trt, builder, network.network, options, kind, shapes)
     cache = timing_cache(trt, settings, options.timing_cache)
+    settings.progress_monitor = progress = monitor(trt)  # named, so that it outlives the build
     started = time.monotonic()
     plan = builder.build_serialized_network(network.network, settings)
+    del progress
     if plan is None:
         raise BertError(f"TensorRT built no engine{api.last_error(log)}; run again with --verbose, or with another precision")
     say(f"TensorRT {trt.__version__} built the engine ({'plugins' if kind == 'plugins' else 'no plugins'}) "
@@ -90,7 +92,7 @@ def define(
 
 
 def configure(trt: Any, builder: Any, network: Any, options: BuildOptions, kind: choice.Kind, shapes: profiles.Plan) -> Any:
-    """Return the builder configuration: flags, workspace, tactic sources, profiles, progress."""
+    """Return the builder configuration: flags, workspace, tactic sources, profiles."""
     config = api.made(builder.create_builder_config(), "a builder configuration")
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
@@ -119,7 +121,6 @@ def configure(trt: Any, builder: Any, network: Any, options: BuildOptions, kind:
             profile.set_shape(name, bounds[name].least, bounds[name].best, bounds[name].most)
         if config.add_optimization_profile(profile) < 0:
             raise BertError(f"TensorRT refused the profile {profiles.describe([bounds])}; check the -b and -s lists")
-    config.progress_monitor = monitor(trt)
     return config
 
 
