@@ -15,9 +15,10 @@ from helpers.backends import LoadOptions
 from helpers.cli import log, progress_bar
 from helpers.data_processing import Example, NBest, WindowOptions, read_squad
 from helpers.engine_file import check_writable, written_whole
+from helpers.engine_text import engine_info
 from helpers.errors import InputError, UsageError
 from helpers.files import read_text
-from helpers.qa import QuestionAnswerer, Statistics, engine_info
+from helpers.qa import QuestionAnswerer, Statistics
 
 RULE = "-" * 24
 EXIT_WORDS = ("exit", "quit")

@@ -19,8 +19,8 @@ from helpers.backends import Session
 from helpers.batching import Batch, random_batch
 from helpers.build import versions
 from helpers.cli import log, progress_bar
+from helpers.engine_text import engine_info
 from helpers.errors import EngineMismatch
-from helpers.qa import engine_info
 
 # Lengths of the 10,833 windows of SQuAD v1.1 dev (window 384, stride 128, uncased) at the quantiles 0, 5, ..., 100 %.
 SQUAD_QUANTILES = (41, 88, 110, 120, 127, 133, 139, 145, 150, 157, 164, 172, 179, 188, 198, 210, 223, 247, 272, 320, 384)

@@ -15,8 +15,8 @@ from helpers import __version__, backends
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable
+from helpers.engine_text import check_vocabulary
 from helpers.errors import UsageError
-from helpers.qa import check_vocabulary
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ import numpy as np
 from helpers import backends
 from helpers.backends import LoadOptions
 from helpers.batching import pack
-from helpers.config import BertConfig
 from helpers.data_processing import (
     Answer,
     Example,
@@ -34,10 +34,10 @@ from helpers.data_processing import (
     find_spans,
     make_windows,
 )
-from helpers.engine_file import EngineInfo, is_bare_plan, read_info, text_digest
-from helpers.errors import EngineMismatch, InputError, UsageError
+from helpers.engine_text import engine_info, engine_tokenizer
+from helpers.errors import EngineMismatch, UsageError
 from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one
-from helpers.tokenization import FullTokenizer, Tokens
+from helpers.tokenization import Tokens
 
 __all__ = ["Answer", "Example", "LoadOptions", "NBest", "QuestionAnswerer", "WindowLogits", "WindowOptions"]
 
@@ -77,6 +77,13 @@ class _Ran(NamedTuple):
     seconds: float
 
 
+class _Job(NamedTuple):
+    """A run that is under way, and the questions of its windows."""
+
+    future: Future[_Ran]
+    asked: list[_Asked]
+
+
 class QuestionAnswerer:
     """An engine with its vocabulary and window settings, ready for questions.
 
@@ -109,10 +116,11 @@ class QuestionAnswerer:
             )
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"-b/--batch-size {batch_size} is too small; give 1 or more")
-        self.tokenizer = _tokenizer(engine, self.info, vocab_file, lower_case)
+        self.tokenizer = engine_tokenizer(engine, self.info, vocab_file, lower_case)
         self.session = backends.load(engine, self.info, load or LoadOptions())
         self.batch_size = batch_size or self.session.batch_size
         self.statistics = Statistics()
+        self._pool = ThreadPoolExecutor(self.session.concurrency)  # its threads start with the first question
 
     # Texts and dicts are iterables themselves; the first signature that fits is meant.
     @overload
@@ -169,18 +177,23 @@ class QuestionAnswerer:
     ) -> Iterator[tuple[Example, NBest]]:
         """Yield every question with its answers, in order, while later ones are still being worked on.
 
-        A passage that follows itself is tokenized once for all its questions. progress is called with the number of questions
-        finished. Memory does not grow with the number of questions. A passage without any text gives the empty answer.
+        A passage that follows itself is tokenized once for all its questions. progress is called, as runs end, with the number of
+        questions that are through. Memory does not grow with their number. A passage without any text gives the empty answer.
         """
-        with ThreadPoolExecutor(self.session.concurrency) as pool:
-            running: tuple[list[_Asked], list[Future[_Ran]]] | None = None
+        running: deque[tuple[list[_Asked], list[_Job]]] = deque()
+        try:
             for chunk in self._chunks(examples):
-                submitted = chunk, self._submit(pool, chunk)
-                if running:
-                    yield from self._finish(*running, progress)
-                running = submitted
+                running.append((chunk, self._submit(chunk)))
+                if len(running) == 2:
+                    yield from self._finish(*running[0], progress)
+                    running.popleft()
             if running:
-                yield from self._finish(*running, progress)
+                yield from self._finish(*running[0], progress)
+                running.popleft()
+        finally:  # after an error, or when the caller stops early, what has not begun need not
+            for _, jobs in running:
+                for job in jobs:
+                    job.future.cancel()
 
     def _chunks(self, examples: Iterable[Example]) -> Iterator[list[_Asked]]:
         """Yield questions with their windows, in groups of about CHUNK_WINDOWS windows."""
@@ -208,12 +221,12 @@ class QuestionAnswerer:
         if chunk:
             yield chunk
 
-    def _submit(self, pool: ThreadPoolExecutor, chunk: list[_Asked]) -> list[Future[_Ran]]:
+    def _submit(self, chunk: list[_Asked]) -> list[_Job]:
         """Start the windows of a chunk, batched by length, longest first so that the runs that end last are short ones."""
         items = [(asked, number) for asked in chunk for number in range(len(asked.windows))]
         items.sort(key=lambda item: -len(item[0].windows[item[1]].ids))
         groups = [items[begin : begin + self.batch_size] for begin in range(0, len(items), self.batch_size)]
-        return [pool.submit(self._run, group) for group in groups]
+        return [_Job(self._pool.submit(self._run, group), [asked for asked, _ in group]) for group in groups]
 
     def _run(self, items: list[tuple[_Asked, int]]) -> _Ran:
         """Run one batch and leave the spans it finds with their questions."""
@@ -232,12 +245,16 @@ class QuestionAnswerer:
         return _Ran(batch.size, batch.tokens, seconds)
 
     def _finish(
-        self, chunk: list[_Asked], futures: list[Future[_Ran]], progress: Callable[[int], Any] | None
+        self, chunk: list[_Asked], jobs: list[_Job], progress: Callable[[int], Any] | None
     ) -> Iterator[tuple[Example, NBest]]:
         """Wait for a chunk and yield its answers in the order of the questions."""
         begin = time.perf_counter()
-        for future in futures:
-            ran = future.result()
+        left = Counter({id(asked): len(asked.windows) for asked in chunk})
+        for job in jobs:
+            ran = job.future.result()
+            left.subtract(id(asked) for asked in job.asked)
+            if progress:
+                progress(sum(left[asked] == 0 for asked in {id(asked) for asked in job.asked}))
             self.statistics.windows += ran.windows
             self.statistics.tokens += ran.tokens
             self.statistics.engine += ran.seconds
@@ -248,41 +265,6 @@ class QuestionAnswerer:
             best = choose_answers(found, asked.example.passage, asked.pieces, self.window)
             self.statistics.choose += time.perf_counter() - begin
             self.statistics.questions += 1
-            if progress:
+            if progress and not asked.windows:
                 progress(1)
             yield asked.example, best
-
-
-def engine_info(path: str | Path) -> EngineInfo:
-    """Return what an engine file says of itself; for a TensorRT plan made elsewhere, what its tensors say."""
-    if is_bare_plan(path):
-        from helpers.backends import trt
-
-        return trt.bare_info(Path(path))
-    return read_info(path)
-
-
-def _tokenizer(engine: str | Path, info: EngineInfo, vocab_file: str | Path | None, lower_case: bool | None) -> FullTokenizer:
-    """Return the tokenizer of an engine; the engine's own vocabulary, or the given one if it is the same."""
-    if vocab_file is None:
-        if info.vocab is None:
-            raise UsageError(f"the engine {engine} carries no vocabulary; give the model's vocab.txt with -v/--vocab-file")
-        return FullTokenizer(info.vocab, info.lower_case if lower_case is None else lower_case, f"the vocabulary of {engine}")
-    casing = info.lower_case if lower_case is None and info.vocab is not None else lower_case
-    tokenizer = FullTokenizer.from_file(vocab_file, casing)
-    if info.vocab is not None and tokenizer.digest != text_digest(info.vocab):
-        raise EngineMismatch(
-            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one in {engine} "
-            f"carries ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out"
-        )
-    check_vocabulary(tokenizer, info.config, f"the vocabulary {vocab_file}")
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: FullTokenizer, config: BertConfig, where: str) -> None:
-    """Raise InputError when a vocabulary has ids that the model's embedding table lacks."""
-    if tokenizer.largest_id >= config.vocab_size:
-        raise InputError(
-            f"{where} has {tokenizer.largest_id + 1} lines, the model's embedding table {config.vocab_size} rows; "
-            "give the vocab.txt that belongs to the checkpoint"
-        )

@@ -13,6 +13,7 @@ import pytest
 from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
 from helpers import QuestionAnswerer
 from helpers.data_processing import Example, WindowOptions, read_squad
+from helpers.errors import EngineMismatch
 from helpers.squad_metrics import evaluate_v11
 from helpers.tokenization import FullTokenizer
 
@@ -206,3 +207,26 @@ def test_scripts_start_from_any_directory(engines, tmp_path) -> None:
         ROOT / "inference.py", "-e", os.path.relpath(engines["fp32"], tmp_path), "-p", PASSAGE, "-q", QUESTION, cwd=tmp_path
     )
     assert ANSWER in ended.out
+
+
+def test_progress_counts_every_question_once_and_as_runs_end(engines, few) -> None:
+    qa = QuestionAnswerer(engines["int8"], window=WindowOptions(64, doc_stride=32), batch_size=4)
+    calls: list[int] = []
+    examples = [*read_squad(few), Example("", "Nothing?", "")]
+    assert len(list(qa.answer_all(examples, calls.append))) == len(examples) == sum(calls)
+    assert len(calls) > 10
+
+
+def test_an_error_does_not_wait_for_what_has_not_begun(engines, monkeypatch) -> None:
+    qa = QuestionAnswerer(engines["int8"])
+    runs: list[int] = []
+
+    def run(batch) -> np.ndarray:
+        runs.append(1)
+        time.sleep(0.01)
+        return np.full((batch.tokens, 2), np.nan, np.float32)
+
+    monkeypatch.setattr(qa.session, "run", run)
+    with pytest.raises(EngineMismatch, match="not finite"):
+        list(qa.answer_all([Example("", QUESTION, PASSAGE)] * 1000))
+    assert len(runs) < 50
