@@ -255,8 +255,10 @@ class PlanRunner final : public Runner {
     for (int p = 0; p < engine_->getNbOptimizationProfiles(); ++p) {
       std::map<std::string, Bounds> profile;
       for (const std::string& name : input_names_) {
-        profile[name] = {engine_->getProfileShape(name.c_str(), p, trt::OptProfileSelector::kMIN),
-                         engine_->getProfileShape(name.c_str(), p, trt::OptProfileSelector::kMAX)};
+        const trt::Dims fixed = engine_->getTensorShape(name.c_str());
+        const bool dynamic = std::count(fixed.d, fixed.d + fixed.nbDims, -1) > 0;  // a static input has one shape, whatever profiles say of it
+        profile[name] = {dynamic ? engine_->getProfileShape(name.c_str(), p, trt::OptProfileSelector::kMIN) : fixed,
+                         dynamic ? engine_->getProfileShape(name.c_str(), p, trt::OptProfileSelector::kMAX) : fixed};
       }
       profiles_.push_back(profile);
     }

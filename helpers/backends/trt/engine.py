@@ -103,11 +103,16 @@ def _read(trt: Any, engine: Any, runtime: Any, log: Any, path: Path) -> Engine:
         if dtype not in types:
             raise EngineMismatch(f"the tensor {name} of {path} has type {dtype}, which is none of INT32, INT64, FP32 and FP16")
         dtypes[name] = np.dtype(types[dtype])
-    profiles: list[Profile] = []
-    for index in range(engine.num_optimization_profiles):
-        shapes = {name: engine.get_tensor_profile_shape(name, index) for name in inputs}
-        profiles.append({name: Bounds(*(tuple(int(size) for size in shape) for shape in three)) for name, three in shapes.items()})
+    count = engine.num_optimization_profiles
+    profiles: list[Profile] = [{name: _bounds(engine, name, index) for name in inputs} for index in range(count)]
     return Engine(trt, engine, runtime, log, inputs, outputs, dtypes, profiles)
+
+
+def _bounds(engine: Any, name: str, profile: int) -> Bounds:
+    """Return the shapes an input may have in a profile; a static input has one, whatever profiles say of it."""
+    fixed = engine.get_tensor_shape(name)
+    three = engine.get_tensor_profile_shape(name, profile) if -1 in tuple(fixed) else (fixed,) * 3
+    return Bounds(*(tuple(int(size) for size in shape) for shape in three))
 
 
 def _check_tensors(engine: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], path: Path) -> None:

@@ -55,7 +55,10 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
     plan = builder.build_serialized_network(network.network, settings)
     del progress
     if plan is None:
-        raise BertError(f"TensorRT built no engine{api.last_error(log)}; run again with --verbose, or with another precision")
+        first = (
+            "leave out -imh, as eight-bit attention needs a fused kernel for this GPU, or " if options.force_int8_multihead else ""
+        )
+        raise BertError(f"TensorRT built no engine{api.last_error(log)}; {first}run again with --verbose or another precision")
     say(f"TensorRT {trt.__version__} built the engine ({'plugins' if kind == 'plugins' else 'no plugins'}) "
         f"in {time.monotonic() - started:.1f} s")  # fmt: skip
     if options.timing_cache and cache is not None:

@@ -69,6 +69,14 @@ class ICudaEngine {
   DataType getTensorDataType(const char* name) const { return name == names.back() ? DataType::kFLOAT : DataType::kINT32; }
   int32_t getNbOptimizationProfiles() const { return static_cast<int32_t>(profiles.size()); }
   int64_t getDeviceMemorySizeV2() const { return 64; }
+  Dims getTensorShape(const char* name) const {
+    const Dims low = getProfileShape(name, 0, OptProfileSelector::kMIN), high = getProfileShape(name, 0, OptProfileSelector::kMAX);
+    Dims shape = high;
+    for (int i = 0; i < shape.nbDims; ++i) {
+      if (profiles.size() > 1 || low.d[i] != high.d[i]) shape.d[i] = -1;
+    }
+    return shape;
+  }
   Dims getProfileShape(const char* name, int32_t index, OptProfileSelector select) const {
     const FakeProfile& p = profiles[index];
     const bool least = select == OptProfileSelector::kMIN;
