@@ -61,20 +61,21 @@ def open_gpu(library: str = "auto") -> Gpu:
 
     Raises MissingDependency when neither is installed or there is no GPU.
     """
+    reasons = []
     if library in ("auto", "pycuda"):
         try:
-            driver = importlib.import_module("pycuda.driver")
+            return PyCuda(importlib.import_module("pycuda.driver"))
         except ImportError as error:
-            if library == "pycuda":
-                raise MissingDependency(f"PyCUDA cannot be imported ({error}); {INSTALL}") from error
-        else:
-            return PyCuda(driver)
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second until cuda-python 12.5
-        try:
-            return CudaPython(importlib.import_module(name))
-        except ImportError:
-            continue
-    raise MissingDependency(f"running TensorRT engines needs PyCUDA or cuda-python, neither is installed; {INSTALL}")
+            reasons.append(f"PyCUDA: {error}")
+    if library in ("auto", "cuda-python"):
+        for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second until cuda-python 12.5
+            try:
+                return CudaPython(importlib.import_module(name))
+            except ImportError as error:
+                reasons.append(f"cuda-python: {error}")
+    raise MissingDependency(
+        f"TensorRT engines need PyCUDA or cuda-python, neither can be imported ({'; '.join(reasons)}); {INSTALL}"
+    )
 
 
 def no_gpu(reason: object) -> MissingDependency:
