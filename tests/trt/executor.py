@@ -16,19 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from trt.number_types import FLOATS, Value, fake_int8, rounded
+from trt.attention_math import attention, softmax
+from trt.number_types import FLOATS, Value, demand, fake_int8, rounded
 from trt.plugin_math import run_plugin
 
 sys.setrecursionlimit(10000)  # a network is as deep as its layers
-
-
-class BadNetwork(Exception):
-    """TensorRT would refuse this network or these shapes."""
-
-
-def demand(condition: bool, message: str) -> None:
-    if not condition:
-        raise BadNetwork(message)
 
 
 class Executor:
@@ -273,42 +265,9 @@ class Executor:
         return scale.array.reshape([-1 if i == axis else 1 for i in range(x.array.ndim)])
 
     def _attention(self, layer: Any, q: Value, k: Value, v: Value) -> Value:
-        props = layer.props
-        kind = self._same("attention", q, k, v)
-        demand(kind in FLOATS, f"attention of {kind}")
-        causal = layer.arguments.get("causal", layer.arguments.get("causal_kind"))
-        demand(causal is False or getattr(causal, "name", "") == "NONE", "BERT does not mask the future")
-        demand(layer.arguments["norm_op"].name == "SOFTMAX", "norm_op")
-        packed = getattr(props.get("query_form"), "name", "") == "PACKED_NHD"
-        quantised = "normalization_quantize_to_type" in props
-        demand(quantised == ("normalization_quantize_scale" in props), "quantised softmax needs type and scale, or neither")
-        if not packed:
-            demand(q.array.ndim == 4, "attention rank")
-            mask = self.value(props["mask"])
-            b, _, sq, skv = (*q.array.shape[:3], k.array.shape[2])
-            demand(mask.dtype in ("BOOL", kind), f"attention mask of type {mask.dtype}")
-            demand(mask.array.shape in {(i, j, sq, skv) for i in (1, b) for j in (1, q.array.shape[1])}, "attention mask shape")
-            return self._attend(props, q.array, k.array, v.array, mask, kind)
-        demand(getattr(props.get("key_value_form"), "name", "") == "PACKED_NHD" and "mask" not in props, "packed form")
-        cu, cu_keys = (self.value(props[name]) for name in ("query_lengths", "key_value_lengths"))
-        demand(cu.dtype == cu_keys.dtype == "INT32" and bool((cu.array == cu_keys.array).all()), "cumulative lengths")
-        result = np.empty_like(q.array)
-        for begin, end in zip(cu.array[:-1], cu.array[1:], strict=True):
-            parts = [x.array[begin:end].transpose(1, 0, 2)[None] for x in (q, k, v)]
-            result[begin:end] = self._attend(props, *parts, None, kind).array[0].transpose(1, 0, 2)
-        return Value(result, kind)
+        return attention(layer, q, k, v, self.value)
 
     _attention_v2 = _attention
-
-    def _attend(self, props: Any, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: Value | None, kind: str) -> Value:
-        scores = rounded(q @ k.swapaxes(-1, -2), kind)
-        if mask is not None:
-            scores = np.where(mask.array, scores, -np.inf) if mask.dtype == "BOOL" else scores + mask.array
-        weights = softmax(scores, -1)
-        if "normalization_quantize_to_type" in props:
-            scale = self.value(props["normalization_quantize_scale"]).array
-            weights = rounded(weights / scale, props["normalization_quantize_to_type"].name) * scale
-        return Value(rounded(rounded(weights, kind) @ v, kind), kind)
 
     def _plugin_v2(self, layer: Any, *inputs: Value) -> list[Value]:
         outputs = [layer.do_get_output(i).props["dynamic_range"] for i in range(2)]
@@ -317,8 +276,3 @@ class Executor:
     def _plugin_v3(self, layer: Any, *inputs: Value) -> list[Value]:
         demand(layer.arguments["shape_inputs"] == [], "the BERT plugins assert that there are no shape inputs")
         return self._plugin_v2(layer, *inputs)
-
-
-def softmax(x: np.ndarray, axis: int) -> np.ndarray:
-    powers = np.exp(x - x.max(axis, keepdims=True))
-    return powers / powers.sum(axis, keepdims=True)

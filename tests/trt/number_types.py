@@ -32,6 +32,15 @@ def is_exact() -> bool:
     return _real is np.float64
 
 
+class BadNetwork(Exception):
+    """TensorRT would refuse this network or these shapes."""
+
+
+def demand(condition: bool, message: str) -> None:
+    if not condition:
+        raise BadNetwork(message)
+
+
 @dataclass
 class Value:
     """An array and its TensorRT type. Floating types and eight-bit codes are kept as float32 arrays of rounded numbers."""
