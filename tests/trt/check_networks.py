@@ -16,6 +16,7 @@ import pytest
 from helpers.batching import random_batch
 from helpers.config import BertConfig
 from helpers.errors import UsageError
+from trt import double
 from trt.harness import WEAK, Recorded, options
 from trt.models import EVERYTHING_INT8, INT8_ATTENTION, INT8_PRODUCTS, easy_ranges, random_model, reference, relative_error, small
 from trt.number_types import exact
@@ -182,6 +183,18 @@ def check_epsilon(wanted: dict[str, Any]) -> None:
     recorded, _, _ = logits(H64, **wanted)
     found = [layer.props["epsilon"] for layer in recorded.graph.network.layers if "normalization" in layer.kind]
     assert found == [H64.layer_norm_eps] * 5
+
+
+@pytest.mark.parametrize("wanted", [TYPED | HALF, TYPED | PACKED | HALF, TYPED | INT8 | HALF | IMH], ids=str)
+def check_versions_before_the_attention_layer(wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT 10.0 to 10.13 have no attention layer, those before 10.15 no second form of the normalization layer."""
+    older = {f"INetworkDefinition.{name}" for name in ("add_attention", "add_attention_v2", "add_normalization_v2")}
+    monkeypatch.setattr(double, "HIDDEN", older)
+    recorded, found, expected = logits(H64, **wanted)
+    kinds = {layer.kind for layer in recorded.graph.network.layers}
+    assert "add_softmax" in kinds
+    assert "add_normalization" in kinds
+    assert rms(found, expected) <= (0.12 if wanted.get("int8") else 1e-2)
 
 
 def check_missing_range_is_named() -> None:

@@ -18,6 +18,7 @@ from trt import plugins_double, runtime_double
 from trt.signatures import Refused, bind, readable, settable, tuple_of
 
 PLANS: dict[bytes, tuple[Network, Config]] = {}  # plan -> what it was built from, for the double of the runtime
+HIDDEN: set[str] = set()  # class.member that an older version lacks
 HOOKS: dict[str, Callable[..., Any]] = {}  # (class.method) -> replacement, for tests that need a refusal
 
 
@@ -32,6 +33,8 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         cls = type(self).stands_for
         readable(cls, name)
+        if f"{cls.__name__}.{name}" in HIDDEN:
+            raise AttributeError(f"'{cls.__name__}' object has no attribute '{name}'")
         if isinstance(getattr(cls, name), property):
             if name in self.props:
                 return self.props[name]
