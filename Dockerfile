@@ -62,8 +62,8 @@ COPY helpers helpers
 # TensorRT is the container's own. Where its Python package is not installed, that of the same version is fetched.
 # hadolint ignore=DL3013,SC2086
 RUN pip install --no-cache-dir --editable ".[${EXTRAS}]" "cuda-python>=12.6" ${PACKAGES} \
-    && version=$(dpkg-query --show --showformat '${Version}' libnvinfer10) \
-    && (python -c "import tensorrt" || pip install --no-cache-dir "tensorrt==${version%%-*}")
+    && (python -c "import tensorrt" || { version=$(dpkg-query --show --showformat '${Version}' 'libnvinfer1[0-9]') \
+        && pip install --no-cache-dir "tensorrt==${version%%-*}"; })
 COPY --from=infer_c /workspace/demobert/build/perf /workspace/demobert/build/infer_c*.so build/
 COPY . .
 # Ubuntu's own user 1000 makes room for the caller's id.

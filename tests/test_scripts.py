@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,6 +52,9 @@ from pathlib import Path
 words = sys.argv[1:]
 with open(os.environ["LOG"], "a") as log: print("perf", *words, file=log)
 if Path(words[words.index("-e") + 1]).read_text() == "stale": sys.exit(4)
+if os.environ.get("WAIT") == words[words.index("-b") + 1]:
+    print("waiting", file=sys.stderr, flush=True)
+    import time; time.sleep(60)
 result = {"avg_ms": 2.0 * int(words[words.index("-b") + 1]), "p95_ms": 3.0, "p99_ms": 4.0}
 print(json.dumps({"runtime": "Double 1.0", "results": [result]}))
 """
@@ -377,6 +381,22 @@ def test_checkpoints_are_downloaded_once_and_never_made_up(run: Run, root: Path)
     assert run("inference_benchmark.sh", *words).returncode == 0
     assert [line.split()[0] for line in log(root)] == ["ngc", "builder", "perf", "builder", "perf"]
     assert "--random-weights" not in " ".join(log(root))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_ctrl_c_keeps_what_is_measured(root: Path, tmp_path: Path) -> None:
+    variables = {"PATH": f"{root / 'bin'}:/usr/bin:/bin", "LOG": str(root / "log"), "PYTHON": sys.executable, "WAIT": "2"}
+    command = ["bash", str(root / "scripts" / "inference_benchmark.sh"), *SMALL, "--batches", "1", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **pipes)
+    assert process.stderr
+    while process.stderr.readline().strip() != "waiting":
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; run the same command to go on" in err
+    assert [row["batch"] for row in rows(root)] == ["1"]
 
 
 def test_the_cpu_needs_no_gpu(run: Run, root: Path) -> None:
