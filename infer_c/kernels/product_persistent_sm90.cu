@@ -17,11 +17,12 @@ constexpr int kTile = 256;
 constexpr int kDepth = 64;
 constexpr int kStages = 4;
 constexpr int kCluster = 2;
+constexpr int kLag = 2;
 constexpr int kConsumerWarps = 8;
 constexpr int kSideWarps = 2;
 constexpr int kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
-constexpr int kFeederRegisters = 104, kConsumerRegisters = 200;  // 128 x 104 + 256 x 200 = 64,512 of 65,536
+constexpr int kFeederRegisters = 88, kConsumerRegisters = 208;  // 128 x 88 + 256 x 208 = 64,512 of 65,536
 
 constexpr int kInputBytes = kRowBox * kDepth * 2;            // 16 KB
 constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 48 KB
@@ -45,6 +46,16 @@ __device__ inline float finish(float acc, float bias, float factor, Norm norm, f
   return kEpilogue == Epilogue::norm_gelu_tanh ? gelu_tanh(x) : kEpilogue == Epilogue::norm_gelu_erf ? gelu_erf(x) : x;
 }
 
+// Fetch a warp's 16 x 64 values of the residual, whole lines: each is under way while the chunk before it is worked on.
+__device__ inline void load_residual(uint4 (&lines)[4], const Product& p, int first_row, int first_column, int rows) {
+  const int lane = threadIdx.x % kWarp, column = first_column + lane % 8 * 8;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = first_row + i * 4 + lane / 8;
+    lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
+  }
+}
+
 // Finish a warp's 16 x 256 results: rows go through shared memory 64 columns at a time, so that the residual is read and
 // the output written in whole 128-byte lines.
 template <Epilogue kEpilogue>
@@ -53,22 +64,18 @@ __device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& 
   const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 8;  // line, vector: 16-byte accesses
   const int row0 = lane / 4, pair = 2 * (lane % 4);                              // the results' layout, wgmma.cuh
   const Norm norm0 = side.norms[tile_row + row0], norm1 = side.norms[tile_row + row0 + 8];
-  const __half* residual = kEpilogue == Epilogue::residual ? p.residual : nullptr;
+  uint4 lines[4];  // the next chunk of the residual
   float sum0 = 0, sum1 = 0;
+  if (kEpilogue == Epilogue::residual) load_residual(lines, p, first_row + tile_row, first_column, rows);
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
     const int column = first_column + c * kChunk + vector;
     if (first_column + c * kChunk >= p.columns) break;
     if (kEpilogue == Epilogue::residual) {
-      uint4 lines[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = first_row + tile_row + i * 4 + line;
-        lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
-      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = lines[i];
       __syncwarp();
+      if (c + 1 < kTile / kChunk) load_residual(lines, p, first_row + tile_row, first_column + (c + 1) * kChunk, rows);
     }
 #pragma unroll
     for (int j = 0; j < kChunk / 8; ++j) {
@@ -203,6 +210,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     wait_for_previous();
+    // The second group starts kLag boxes late and stays behind, so that one's epilogue falls beside the other's products.
+    if (warp >= kConsumerWarps / 2 && first_tile < tiles) sm90::named_barrier(1, kConsumerWarps * kWarp);
     int used = 0, turn = 0;
     for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
       const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
@@ -225,6 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::pin(acc);
         sm90::multiply_wait<1>();
         if (i > 0) release((used - 1) % kStages);
+        if (used == min(kLag, blocks) - 1 && warp < kConsumerWarps / 2) sm90::named_arrive(1, kConsumerWarps * kWarp);
       }
       sm90::multiply_wait<0>();
       sm90::pin(acc);
