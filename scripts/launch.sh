@@ -17,7 +17,7 @@ the container stays when it ends.
   --dry-run            print the command only
   -h, --help           this text
 
-Exit status: that of the command; docker's 125 for failures of docker itself; 2 wrong usage; 3 docker is not installed.
+Exit status: that of the command; 125 docker failed; 1 a directory cannot be made; 2 wrong usage; 3 docker is not installed.
 USAGE
 }
 
@@ -65,7 +65,7 @@ command=(docker run --rm --user "$(id -u):$(id -g)" --env HOME=/tmp --shm-size 1
 if [ -t 0 ] && [ -t 1 ]; then command+=(--interactive --tty); else command+=(--interactive); fi
 [ "$gpus" = none ] || command+=(--gpus "$gpus")
 for directory in models engines squad results; do
-  [ "$run" = no ] || mkdir -p "$root/$directory" || fail 2 "$root/$directory cannot be made; check the permissions"
+  [ "$run" = no ] || mkdir -p "$root/$directory" || fail 1 "$root/$directory cannot be made; check the permissions"
   command+=(--volume "$root/$directory:$inside/$directory")
 done
 if [ "$port" -gt 0 ]; then
