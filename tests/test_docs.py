@@ -14,15 +14,16 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import ANSWER, MODEL, ONNX, ROOT, SAMPLE, assert_close, shell
-from helpers import backends
+from doubles import NGC, install, repository, runner
+from helpers import backends, errors
 from helpers.batching import random_batch
+from helpers.engine_file import read_info
 from helpers.options import COMMANDS, parse
 from helpers.reference import Reference
 from helpers.weights import Weights, onnx_model, tf_checkpoint
@@ -110,8 +111,6 @@ def test_blocks_about_engine_files_run_and_print_what_they_say(tmp_path, monkeyp
 
 
 def test_the_metadata_table_has_every_key(engines) -> None:
-    from helpers.engine_file import read_info
-
     text = (DOCS / "engine-files.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", text.split("## Metadata")[1].split("##")[0], re.MULTILINE)
     keys = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
@@ -131,16 +130,10 @@ def test_the_backend_of_the_page_builds_answers_and_agrees(script, config, weigh
     assert "Answer: 'Google'" in asked.out
     assert script("perf", "-e", engine, "-s", 16, "-i", 1, "-w", 0).status == 0
     batch = random_batch([3, 40], config.vocab_size)
-    session = backends.load(engine, backends_info(engine), backends.LoadOptions())
+    session = backends.load(engine, read_info(engine), backends.LoadOptions())
     assert_close(session.run(batch), Reference(config, weights)(batch), 1e-5)
     refused = script("builder", "-x", ONNX, "-c", MODEL, "-o", engine, "--int8")
     assert (refused.status, "the numpy backend computes in FP32 only" in refused.sentence) == (2, True)
-
-
-def backends_info(engine: Path):
-    from helpers.engine_file import read_info
-
-    return read_info(engine)
 
 
 # coming-from-demobert.md
@@ -162,8 +155,7 @@ def workspace(tmp_path, monkeypatch) -> Path:
     (tmp_path / "squad").mkdir()
     dev = {"version": "1.1", "data": [{"title": "", "paragraphs": [paragraph]}]}
     (tmp_path / "squad" / "dev-v1.1.json").write_text(json.dumps(dev))
-    for name in ("evaluate-v1.1.py",):
-        (tmp_path / "squad" / name).symlink_to(ROOT / "squad" / name)
+    (tmp_path / "squad" / "evaluate-v1.1.py").symlink_to(ROOT / "squad" / "evaluate-v1.1.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(backends, "choose", lambda name: "cpu")
 
@@ -225,49 +217,25 @@ def test_old_commands_for_gpus_are_understood() -> None:
     assert seen == {"bash", "cmake", "builder_varseqlen.py", "inference_c.py", "build/perf"}
 
 
-# ngc makes the directory that is asked for, wget a file.
-DOUBLES = {
-    "ngc": '#!/usr/bin/env bash\nname=${4#nvidia/}\nd=$6/${name%:*}_v${name#*:}\nmkdir -p "$d" && echo weights >"$d/file"\n',
-    "wget": '#!/usr/bin/env bash\ncase "$4" in */raw/*) exit 8 ;; esac\nprintf \'%s\' \'{"model_type": "bert"}\' >"$3"\n',
-}
+WGET = '#!/usr/bin/env bash\ncase "$4" in */raw/*) exit 8 ;; esac\nprintf \'%s\' \'{"model_type": "bert"}\' >"$3"\n'
 
 
-def test_old_scripts_work(tmp_path: Path, copied_scripts: Callable[[Path], Path]) -> None:
-    root = copied_scripts(tmp_path / "repository")
+def test_old_scripts_work(tmp_path: Path) -> None:
+    root = repository(tmp_path)
+    install(root / "bin", "ngc", NGC)
+    install(root / "bin", "wget", WGET)
     seen = []
     for words in [words for kind in ("bash", "bash gpu") for words in commands(kind) if words[0] == "bash"]:
         dry = [] if "download" in words[1] else ["--dry-run"]
-        path = f"{root / 'bin'}:/usr/bin:/bin"
-        variables = {"PATH": path, "PYTHON": sys.executable, "HOME": str(tmp_path)}
-        done = subprocess.run([*words, *dry], cwd=root, env=variables, capture_output=True, text=True)
+        done = runner(root)(Path(words[1]).name, *words[2:], *dry)
         assert done.returncode == 0, (words, done.stderr)
-        seen.append(Path(words[1]).name)
+        seen.append(words[1].removeprefix("scripts/"))
     assert {"build.sh", "launch.sh", "download_squad.sh", "download_model.sh", "inference_benchmark.sh"} <= set(seen)
     models = {path.name for path in (root / "models" / "fine-tuned").iterdir()}
     assert {QAT, "deepset--bert-base-cased-squad2", "bert_pyt_statedict_megatron_sparse_int8qat_v21.03.0"} <= models
 
 
-@pytest.fixture
-def copied_scripts() -> Callable[[Path], Path]:
-    """Return a function that makes a repository of the scripts, with doubles of ngc and wget."""
-
-    def make(root: Path) -> Path:
-        (root / "bin").mkdir(parents=True)
-        (root / "scripts").mkdir()
-        for path in (ROOT / "scripts").glob("*.*"):
-            (root / "scripts" / path.name).write_bytes(path.read_bytes())
-        (root / "helpers").symlink_to(ROOT / "helpers")
-        for name, text in DOUBLES.items():
-            (root / "bin" / name).write_text(text)
-            (root / "bin" / name).chmod(0o755)
-        return root
-
-    return make
-
-
 def test_exit_statuses_of_the_page_are_those_of_the_exceptions() -> None:
-    from helpers import errors
-
     text = (DOCS / "options.md").read_text(encoding="utf-8").split("## Exit statuses")[1]
     listed = {int(status) for status in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     family = [errors.BertError, *errors.BertError.__subclasses__()]
