@@ -17,12 +17,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmark_matrix import Configuration, arguments, facts_of_gpu, heading, matrix  # noqa: E402
+try:
+    from benchmark_matrix import Configuration, arguments, facts_of_gpu, heading, matrix
 
-from helpers.backends.cpu import cpu_name  # noqa: E402
-from helpers.build import versions  # noqa: E402
-from helpers.engine_file import read_info, written_whole  # noqa: E402
-from helpers.errors import BertError  # noqa: E402
+    from helpers.backends.cpu import cpu_name
+    from helpers.build import versions
+    from helpers.engine_file import read_info, written_whole
+    from helpers.errors import BertError
+except ModuleNotFoundError as error:
+    print(f"inference_benchmark.sh: {sys.executable} lacks {error.name}; run scripts/quickstart.sh once", file=sys.stderr)
+    sys.exit(3)
 
 COLUMNS = ("model", "seq_len", "batch", "precision", "engine", "avg_ms", "p95_ms", "p99_ms", "machine", "versions", "date")
 # What INT8 adds to the build: attention and residual sums in INT8 where the GPU has kernels for it.

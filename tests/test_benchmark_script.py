@@ -236,6 +236,13 @@ def test_benchmark_mistakes(run: Run, root: Path, tmp_path: Path, words: list[st
     assert log(root) == []
 
 
+def test_a_python_without_the_packages(run: Run, root: Path) -> None:
+    install(root / "bin", "bare", f'#!/usr/bin/env bash\nexec {sys.executable} -S "$@"\n')
+    done = run("inference_benchmark.sh", "--gpu", "CPU", PYTHON=str(root / "bin" / "bare"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+    assert "lacks numpy; run scripts/quickstart.sh once" in done.stderr
+
+
 def test_base_has_no_quantisation_aware_checkpoint(run: Run) -> None:
     done = run("inference_benchmark.sh", "--gpu", "Ampere", "--dry-run", "--models", "base", "--precisions", "int8-qat")
     assert (done.returncode, done.stderr) == (0, "skipped: base int8-qat, which has no checkpoint\n")
