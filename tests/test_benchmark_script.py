@@ -191,8 +191,7 @@ def test_checkpoints_are_downloaded_once_and_never_made_up(run: Run, root: Path)
 def test_ctrl_c_keeps_what_is_measured(root: Path, tmp_path: Path) -> None:
     variables = {**variables_of(root), "WAIT": "2"}
     command = ["bash", str(root / "scripts" / "inference_benchmark.sh"), *SMALL, "--batches", "1", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **pipes)
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     while process.stderr.readline().strip() != "waiting":
         assert process.poll() is None
