@@ -171,11 +171,13 @@ def check_graphs_go_through_the_c_runner(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def check_other_version_and_other_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = built(tmp_path)
+    path = built(tmp_path, fp16=True)
     info = read_info(path)
     monkeypatch.setattr(TRT, "Runtime", None)  # no check may come so late
     other = dataclasses.replace(info, versions={"tensorrt": "10.3.0.26"})
-    with pytest.raises(EngineMismatch, match=rf"TensorRT 10\.3\.0\.26, here is {MAJOR}\..*build it again"):
+    with pytest.raises(
+        EngineMismatch, match=rf"TensorRT 10\.3\.0\.26, here is {MAJOR}\..*build it again: builder.py .*-b 4 -s 64 --fp16"
+    ):
         trt.load(path, other, LoadOptions())
     other = dataclasses.replace(info, gpu="Tesla T4, compute capability 7.5")
     with pytest.raises(EngineMismatch, match="built for Tesla T4, compute capability 7.5, here is NVIDIA A100.*8.0"):

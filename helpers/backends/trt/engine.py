@@ -40,6 +40,15 @@ class Engine:
         return "cu_seqlens" in self.inputs
 
 
+def rebuild(path: Path, info: EngineInfo) -> str:
+    """Return the command that builds an engine again, but for the option that names its weights and the configuration."""
+    script = "builder_varseqlen.py" if info.layout == "packed" else "builder.py"
+    sizes = "".join(f" -b {size}" for size in info.batch_sizes) + "".join(f" -s {size}" for size in info.sequence_lengths)
+    flags = "".join(f" {flag}" for flag in info.details.get("flags", []))
+    weights = f" (weights: {info.weights_source})" if info.weights_source else ""
+    return f"{script} -c ... -o {path} --backend tensorrt{sizes}{flags}{weights}"
+
+
 def check_machine(path: Path, info: EngineInfo, trt: Any, gpu: Gpu, log: Callable[[str], None]) -> None:
     """Raise EngineMismatch, before anything is loaded, when an engine is of another TensorRT version or kind of GPU."""
     size, written = path.stat().st_size, info.details.get("plan_bytes")
@@ -50,8 +59,8 @@ def check_machine(path: Path, info: EngineInfo, trt: Any, gpu: Gpu, log: Callabl
     built_with = info.versions.get("tensorrt")
     if built_with is not None and built_with.split(".")[:3] != trt.__version__.split(".")[:3]:
         raise EngineMismatch(
-            f"the engine {path} was built with TensorRT {built_with}, here is {trt.__version__}, and a plan runs only where it was "
-            "built for; build it again with the same builder command, or install that version"
+            f"the engine {path} was built with TensorRT {built_with}, here is {trt.__version__}, and a plan runs on its own "
+            f"version only; install that version or build it again: {rebuild(path, info)}"
         )
     if info.gpu is None:
         return
@@ -60,7 +69,7 @@ def check_machine(path: Path, info: EngineInfo, trt: Any, gpu: Gpu, log: Callabl
     if capability != here:
         raise EngineMismatch(
             f"the engine {path} was built for {info.gpu}, here is {gpu.name}, compute capability {here}; "
-            "build it again on this GPU with the same builder command"
+            f"build it again on this GPU: {rebuild(path, info)}"
         )
     if name != gpu.name:
         log(f"the engine was tuned on {name}, here is {gpu.name}: it runs, a rebuild may make it faster")

@@ -64,8 +64,12 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
     if options.timing_cache and cache is not None:
         with written_whole(options.timing_cache) as path:
             path.write_bytes(bytes(settings.get_timing_cache().serialize()))
-    details = {**info.details, "network": kind, "plugins": _generation(options) if kind == "plugins" else None,
-               "interleaved": kind == "plugins" and options.interleaved, "megatron": options.megatron}  # fmt: skip
+    details = {
+        **info.details,
+        "network": kind,
+        "plugins": _generation(options) if kind == "plugins" else None,
+        "flags": [flag for name, flag in FLAGS.items() if getattr(options, name)],  # for the command that builds it again
+    }
     versions = {**info.versions, "tensorrt": trt.__version__}
     write(plan, options.output, dataclasses.replace(info, gpu=str(gpu), versions=versions, details=details))
 
@@ -163,6 +167,24 @@ def _unused(options: BuildOptions, kind: choice.Kind) -> list[str]:
         "--bf16 takes the place of --fp16": options.bf16 and options.fp16,
     }
     return [line for line, given in lines.items() if given]
+
+
+FLAGS = {
+    "fp16": "--fp16",
+    "bf16": "--bf16",
+    "int8": "--int8",
+    "fp8": "--fp8",
+    "strict": "--strict",
+    "interleaved": "-il",
+    "megatron": "--megatron",
+    "sparse": "-sp",
+    "force_fc2_gemm": "-g",
+    "force_int8_skipln": "-iln",
+    "force_int8_multihead": "-imh",
+    "distributive_independence": "--distributive_independence",
+    "v3_plugins": "--use-v3-plugins",
+    "no_plugins": "--no-plugins",
+}
 
 
 def _generation(options: BuildOptions) -> str:
