@@ -46,6 +46,7 @@ def main(command: str, args: argparse.Namespace) -> None:
     log(f"model configuration: {directory}")
     backend = backends.choose(args.backend)
     log(f"backend: {backend}")
+    backends.check_options(backend, options, log)
     weights = read_weights(config, args)
     log(f"weights: {len(weights.tensors)} tensors, {len(weights.ranges)} ranges from {weights.source}")
     tokenizer = read_tokenizer(config, args)
@@ -63,7 +64,7 @@ def main(command: str, args: argparse.Namespace) -> None:
         weights_digest=weights.digest(),
         weights_source=weights.source,
         versions=versions(),
-        details={"fp16": options.fp16},
+        details={"fp16": options.fp16 or options.bf16},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     log(f"building: {info.describe()}")

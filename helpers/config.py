@@ -11,7 +11,7 @@ from typing import Any, Literal
 from helpers.errors import InputError, UsageError
 
 Layout = Literal["padded", "packed"]
-Precision = Literal["fp32", "fp16", "int8", "fp8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 
 # hidden_act values of the two worlds. Google's bert_config.json calls the tanh form "gelu";
 # Hugging Face's config.json calls the erf form "gelu" and the tanh form "gelu_new".
@@ -98,7 +98,7 @@ class BuildOptions:
     fp8: bool = False
     batch_sizes: tuple[int, ...] = (1,)
     sequence_lengths: tuple[int, ...] = (128,)
-    # The rest steers single backends; a backend that has no use for one says so on stderr.
+    # The rest steers single backends: STEERING of helpers.backends says which, and what happens elsewhere.
     strict: bool = False
     workspace_mib: int | None = None
     interleaved: bool = False
@@ -116,8 +116,8 @@ class BuildOptions:
 
     @property
     def precision(self) -> Precision:
-        """The narrowest arithmetic allowed: fp8, int8, fp16 or fp32."""
-        for name in ("fp8", "int8", "fp16"):
+        """The narrowest arithmetic allowed: fp8, int8, fp16, bf16 or fp32."""
+        for name in ("fp8", "int8", "fp16", "bf16"):
             if getattr(self, name):
                 return name  # type: ignore[return-value]
         return "fp32"

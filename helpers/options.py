@@ -120,7 +120,7 @@ OPTIONS = (
     _option(
         "-f", "--fp16", on=BUILDERS, help="allow 16-bit arithmetic (on CPUs bfloat16 or float16, where the CPU has it)", **_FLAG
     ),
-    _option("--bf16", on=BUILDERS, help="16-bit arithmetic as bfloat16 (TensorRT without plugins)", **_FLAG),
+    _option("--bf16", on=BUILDERS, help="16-bit arithmetic as bfloat16 (TensorRT without plugins, CPUs)", **_FLAG),
     _option("-i", "--int8", on=BUILDERS, help="allow INT8, with the weights' own ranges or calibrated ones", **_FLAG),
     _option("--fp8", on=BUILDERS, help="allow FP8, with the same ranges (GPUs of compute capability 8.9 and later)", **_FLAG),
     _option("-t", "--strict", on=BUILDERS, help="obey precision requests (TensorRT)", **_FLAG),

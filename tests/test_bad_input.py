@@ -98,6 +98,12 @@ def bad(tmp_path_factory):
         ("builder", "-x {onnx} -c {model} -o {out} --fp32 --fp16", 2, "--fp32 asks for 32-bit arithmetic only"),
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --fp8", 2, "--int8 and --fp8 exclude each other"),
         ("builder", "-x {onnx} -c {model} -o {out} --fp8", 2, "the cpu backend has no FP8 arithmetic"),
+        (
+            "builder_varseqlen",
+            "-x {onnx} -c {model} -o {out} --megatron -il --int8",
+            2,
+            "the cpu backend cannot do what --megatron asks",
+        ),
         ("builder", "-x {onnx} -c {model} -o {out} -v {bad}/words.txt", 1, "is no BERT vocabulary"),
         ("builder", "-x {onnx} -c {model} -o {bad}", 1, "is a directory; give the name of a file"),
         ("builder", "-x {onnx} -c {model} -o /proc/nothing/e", 1, "/proc/nothing/e cannot be written"),
@@ -134,7 +140,7 @@ def test_mistakes(script, engines, bad, tmp_path, command: str, line: str, statu
         else:
             words.append(word.format(**places))
     before = sorted(bad.iterdir())
-    ended = script(command, *words, *(["--backend", "cpu"] if command == "builder" else []))
+    ended = script(command, *words, *(["--backend", "cpu"] if command.startswith("builder") else []))
     assert ended.sentence.find(sentence.format(**places)) >= 0, ended.err
     assert ended.status == status
     assert ended.out == ""

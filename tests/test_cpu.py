@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import assert_close, relative_error, small_config, small_weights
+from conftest import MODEL, ONNX, assert_close, relative_error, small_config, small_weights
 from helpers import backends, calibrator
 from helpers.backends import LoadOptions, cpu
 from helpers.batching import random_batch
@@ -122,3 +122,21 @@ def test_a_damaged_engine_is_refused(engines, tmp_path) -> None:
     for runtime in RUNTIMES:
         with pytest.raises(EngineMismatch, match="cannot load the engine .*cut.engine.*; build it again"):
             cpu.load(cut, info, LoadOptions(cpu_runtime=runtime))
+
+
+def test_options_of_other_backends_are_said_to_have_no_effect(script, tmp_path) -> None:
+    more = ("--strict", "-sp", "-g", "-tcf", "cache", "-imh")
+    ended = script("builder", "-x", ONNX, "-c", MODEL, "-o", tmp_path / "e", "--int8", "--backend", "cpu", *more)
+    assert ended.status == 0
+    for flag in ("-t/--strict", "-sp/--sparse", "-g/--force-fc2-gemm", "-tcf/--timing-cache-file"):
+        assert f"{flag} has no effect on cpu engines" in ended.err
+    assert "multihead has no effect" not in ended.err
+
+
+def test_bf16_is_16_bit_arithmetic(script, tmp_path) -> None:
+    assert script("builder", "-x", ONNX, "-c", MODEL, "-o", tmp_path / "e", "--bf16", "--backend", "cpu").status == 0
+    info = read_info(tmp_path / "e")
+    assert info.precision == "bf16"
+    log: list[str] = []
+    backends.load(tmp_path / "e", info, LoadOptions(cpu_runtime="openvino", log=log.append))
+    assert "16-bit" in log[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from helpers.errors import BertError, MissingDependency
+from helpers.errors import BertError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +105,34 @@ def choose(name: str = "auto") -> str:
         except MissingDependency as error:
             reasons.append(f"{candidate}: {error}")
     raise MissingDependency("no backend works on this machine: " + "; ".join(reasons))
+
+
+# Options that only some backends act on, by their name in BuildOptions.
+STEERING = {
+    "bf16": ("--bf16", ("tensorrt", "cpu")),
+    "megatron": ("--megatron", ("tensorrt",)),
+    "interleaved": ("-il/--interleaved", ("tensorrt",)),
+    "strict": ("-t/--strict", ("tensorrt",)),
+    "sparse": ("-sp/--sparse", ("tensorrt",)),
+    "force_fc2_gemm": ("-g/--force-fc2-gemm", ("tensorrt",)),
+    "force_int8_skipln": ("-iln/--force-int8-skipln", ("tensorrt", "cpu")),
+    "force_int8_multihead": ("-imh/--force-int8-multihead", ("tensorrt", "cpu")),
+    "timing_cache": ("-tcf/--timing-cache-file", ("tensorrt",)),
+    "distributive_independence": ("--distributive_independence", ("tensorrt",)),
+    "v3_plugins": ("--use-v3-plugins", ("tensorrt",)),
+    "no_plugins": ("--no-plugins", ("tensorrt",)),
+}
+CHANGE_THE_RESULT = ("bf16", "megatron")
+
+
+def check_options(backend: str, options: BuildOptions, log: Callable[[str], None]) -> None:
+    """Say which options a backend has no use for; raise UsageError where leaving one out would build another model."""
+    for name, (flag, backends) in STEERING.items():
+        if not getattr(options, name) or backend in backends:
+            continue
+        if name in CHANGE_THE_RESULT:
+            raise UsageError(f"the {backend} backend cannot do what {flag} asks for; leave it out, or give --backend {backends[0]}")
+        log(f"{flag} has no effect on {backend} engines")
 
 
 def load(path: str | Path, info: EngineInfo, options: LoadOptions) -> Session:

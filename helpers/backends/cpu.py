@@ -97,7 +97,7 @@ class _PaddedSession:
         raise NotImplementedError
 
     def _wants_16_bits(self) -> bool:
-        return self.info.precision == "fp16" or bool(self.info.details.get("fp16"))
+        return self.info.precision in ("fp16", "bf16") or bool(self.info.details.get("fp16"))
 
 
 class OpenVinoSession(_PaddedSession):
