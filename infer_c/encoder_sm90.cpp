@@ -58,7 +58,7 @@ class EncoderSm90 final : public Encoder {
       const int depth = i == 3 ? config_.intermediate_size : hidden;
       for (int share = 0; share < 3; ++share) input_maps_[i][share] = matrix_map(inputs[i], capacity_, depth, kRowBox >> share);
     }
-    fast_attention_ = attention_sm90_fits(config_.head_size());
+    fast_attention_ = attention_sm90_fits(config_.head_size(), limits.max_length);
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
   }
 
@@ -150,11 +150,12 @@ class EncoderSm90 final : public Encoder {
   size_t stats_size() const { return static_cast<size_t>(capacity_) * ceil_div(config_.hidden_size, 64); }
   AttentionShape attention_shape(const Bucket& b) const { return {b.batch, b.max_seqlen, config_.num_attention_heads, config_.head_size()}; }
 
-  // Row counts that share a choice: whole tiles up to 8, then steps of an eighth of the size.
+  // Row counts that share a choice: by whole tiles up to 8, where each tile changes the picture, then by powers of two.
   static int row_key(int rows) {
-    int step = kRowBox;
-    while (rows > 16 * step) step *= 2;
-    return round_up(rows, step);
+    if (rows <= 8 * kRowBox) return round_up(rows, kRowBox);
+    int key = 8 * kRowBox;
+    while (key < rows) key *= 2;
+    return key;
   }
 
   // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.

@@ -20,8 +20,8 @@ struct AttentionShape {
 template <class T>
 void attention_plain(cudaStream_t stream, const T* qkv, T* context, const int* cu_seqlens, const AttentionShape& shape);
 
-// The same on sm_90a for head sizes 32 and 64. `map` is the tensor map of qkv that attention_map makes once.
-bool attention_sm90_fits(int head_size);
+// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. `map` is the tensor map of qkv that attention_map makes once.
+bool attention_sm90_fits(int head_size, int max_seqlen);
 CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape);
 void attention_sm90(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape);
 

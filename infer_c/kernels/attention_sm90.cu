@@ -183,7 +183,7 @@ void start(cudaStream_t stream, const CUtensorMap& map, __half* context, const i
 
 }  // namespace
 
-bool attention_sm90_fits(int head_size) { return head_size == 32 || head_size == 64; }
+bool attention_sm90_fits(int head_size, int max_seqlen) { return (head_size == 32 || head_size == 64) && max_seqlen <= kMaxSteps * kKeys; }
 
 CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape) {
   return matrix_map(qkv, rows, 3 * shape.heads * shape.head_size, kKeys, shape.head_size);

@@ -52,7 +52,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   uint64_t* empty = full + S::kStages;
   uint64_t* complete = empty + S::kStages;
 
-  let_next_start();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int share = p.share, split = gridDim.x / share;
   const int rank = blockIdx.x % split, neighbour = blockIdx.x / split;  // the cluster is (share, split) blocks
@@ -152,6 +151,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
       }
     }
+    // Only now: blocks of the next product that come earlier take bandwidth from this one (0.78 ms against 0.81, BERT-large b1 S128).
+    let_next_start();
     sm90::multiply_wait<0>();
     sm90::pin(acc);
     sm90::named_barrier(1, kConsumers);  // both warpgroups have read the last stage
