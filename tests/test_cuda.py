@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of the cuda backend needs no GPU: writing engines, compiling infer_c for Hopper, its file reader and its argument checks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from conftest import ROOT, small_config, small_weights
+from helpers import backends
+from helpers.backends import cuda
+from helpers.config import BuildOptions
+from helpers.engine_file import METADATA_KEY, EngineInfo, read_info
+from helpers.errors import MissingDependency, UsageError
+
+CONFIG = small_config()
+
+
+def write_engine(path: Path, fp16: bool = True, **changes: object) -> Path:
+    """Build an engine of a small model."""
+    config = replace(CONFIG, **changes)
+    options = BuildOptions(path, fp16=fp16, batch_sizes=(1, 4), sequence_lengths=(16, 64))
+    info = EngineInfo("cuda", "packed", options.precision, options.batch_sizes, options.sequence_lengths, config)
+    cuda.build(config, small_weights(config), options, info)
+    return path
+
+
+def header_of(path: Path) -> tuple[dict, bytes]:
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+@pytest.fixture(autouse=True)
+def no_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Build engines as on a machine without the compiled module."""
+    monkeypatch.setenv("INFER_C_DIR", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "infer_c", raising=False)
+
+
+def test_engine_holds_fused_products_in_the_precision_asked_for(tmp_path: Path) -> None:
+    header, _ = header_of(write_engine(tmp_path / "e"))
+    hidden = CONFIG.hidden_size
+    assert header["l1_attention_self_qkv_kernel"] == {**header["l1_attention_self_qkv_kernel"], "dtype": "F16", "shape": [3 * hidden, hidden]}
+    assert header["l1_attention_self_qkv_bias"]["dtype"] == header["cls_squad_output_weights"]["dtype"] == "F32"
+    assert read_info(tmp_path / "e").config == CONFIG
+    header, _ = header_of(write_engine(tmp_path / "f", fp16=False))
+    assert header["l0_output_dense_kernel"]["dtype"] == "F32"
+
+
+def test_query_key_and_value_lie_in_this_order() -> None:
+    weights = small_weights(CONFIG)
+    tensors = cuda.packed_tensors(CONFIG, weights, np.dtype(np.float32))
+    hidden = CONFIG.hidden_size
+    for place, name in enumerate(cuda.QUERY_KEY_VALUE):
+        part = slice(place * hidden, (place + 1) * hidden)
+        assert np.array_equal(tensors["l1_attention_self_qkv_kernel"][part], weights[f"l1_{name}_kernel"])
+        assert np.array_equal(tensors["l1_attention_self_qkv_bias"][part], weights[f"l1_{name}_bias"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"intermediate_size": 100}, "multiple of 8"), ({"num_attention_heads": 1, "hidden_size": 136}, "head sizes to 128")],
+)
+def test_sizes_beyond_the_kernels_are_refused(tmp_path: Path, changes: dict, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        write_engine(tmp_path / "e", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
+    weights = small_weights(CONFIG)
+    weights.tensors["l0_output_dense_kernel"][0, 0] = 1e6
+    with pytest.raises(UsageError, match=r"l0_output_dense_kernel.*65504"):
+        cuda.packed_tensors(CONFIG, weights, np.dtype(np.float16))
+
+
+def test_eight_bits_are_refused(tmp_path: Path) -> None:
+    options = BuildOptions(tmp_path / "e", int8=True)
+    with pytest.raises(UsageError, match="--fp16"):
+        cuda.build(CONFIG, small_weights(CONFIG), options, EngineInfo("cuda", "packed", "int8", (1,), (16,), CONFIG))
+
+
+def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> None:
+    with pytest.raises(MissingDependency, match="cmake -S . -B build && cmake --build build -j"):
+        backends.module("cuda").check()
+
+
+# --- the compiled module ---
+
+
+@pytest.fixture(scope="module")
+def build() -> Path:
+    """Compile infer_c and perf for Hopper; a second run only compiles what changed."""
+    missing = [tool for tool in ("cmake", "nvcc") if not shutil.which(tool)]
+    missing += [package for package in ("pybind11", "nvidia") if not importlib.util.find_spec(package)]
+    if missing:
+        pytest.skip(f"compiling infer_c needs {', '.join(missing)}")
+    directory = ROOT / "build" / "cuda-test"
+    configure = ["cmake", "-S", ROOT, "-B", directory, "-DBERT_CUDA_ARCHITECTURES=90a", f"-DPython3_EXECUTABLE={sys.executable}"]
+    for command in (configure, ["cmake", "--build", directory, "-j", str(os.cpu_count() or 1)]):
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert "warning" not in done.stderr, done.stderr[-4000:]
+    return directory
+
+
+@pytest.fixture(scope="module")
+def infer_c(build: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("infer_c", next(build.glob("infer_c*.so")))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reader_sees_what_python_wrote(infer_c: ModuleType, tmp_path: Path) -> None:
+    found = infer_c.read_engine(str(write_engine(tmp_path / "e", activation="gelu_erf")))
+    assert found == {**found, "layout": "packed", "precision": "fp16", "max_batch": 4, "max_length": 64, "gelu_erf": True}
+    assert found["hidden_size"] == CONFIG.hidden_size and found["layer_norm_eps"] == pytest.approx(1e-12)
+
+
+def rewritten(path: Path, change) -> Path:
+    header, data = header_of(path)
+    text = change(header)
+    text = json.dumps(header) if text is None else text
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + data)
+    return path
+
+
+def in_metadata(change):
+    """Return a change of the engine metadata inside the header."""
+
+    def apply(header: dict) -> None:
+        metadata = json.loads(header["__metadata__"][METADATA_KEY])
+        change(metadata)
+        header["__metadata__"][METADATA_KEY] = json.dumps(metadata)
+
+    return apply
+
+
+DAMAGE = {
+    "no metadata": (lambda h: h.pop("__metadata__") and None, "no engine metadata"),
+    "another backend": (in_metadata(lambda m: m.update(backend="cpu")), "cpu backend"),
+    "another format": (in_metadata(lambda m: m.update(format=99)), "format 99"),
+    "too long": (in_metadata(lambda m: m.update(sequence_lengths=[4096])), "4096"),
+    "no layers": (in_metadata(lambda m: m["config"].update(num_hidden_layers=0)), "num_hidden_layers is 0"),
+    "tensor outside": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[0, 10**12]), "outside the file"),
+    "negative offset": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[-8, 8]), "outside the file"),
+    "too few bytes": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[0, 2]), "2 bytes"),
+    "endless shape": (lambda h: h["l0_output_dense_kernel"].update(shape=[2**40, 2**40]), "impossible shape"),
+    "nesting": (lambda h: "[" * 100_000, "nesting"),
+    "no JSON": (lambda h: '{"a": tru}', "JSON"),
+    "unfinished text": (lambda h: '{"a', "closing quotation mark"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_engines_are_refused_by_name_and_reason(infer_c: ModuleType, tmp_path: Path, damage: str) -> None:
+    change, word = DAMAGE[damage]
+    path = rewritten(write_engine(tmp_path / "e"), change)
+    with pytest.raises(RuntimeError, match=word) as caught:
+        infer_c.read_engine(str(path))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 100) + b"{}"])
+def test_files_that_are_no_engines(infer_c: ModuleType, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "e").write_bytes(content)
+    with pytest.raises(RuntimeError, match="the engine"):
+        infer_c.read_engine(str(tmp_path / "e"))
+    with pytest.raises(RuntimeError, match="cannot be opened"):
+        infer_c.read_engine(str(tmp_path / "missing"))
+
+
+def test_limits_beyond_the_engine_are_refused(infer_c: ModuleType, tmp_path: Path) -> None:
+    path = str(write_engine(tmp_path / "e"))
+    with pytest.raises(ValueError, match="at most batch 4 of length 64"):
+        infer_c.bert_inf(path, 5, 64)
+    if infer_c.device_count() == 0:
+        with pytest.raises(RuntimeError, match="no CUDA device"):
+            infer_c.bert_inf(path, 1, 16, True)
+        assert infer_c.capability() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "word"),
+    [
+        (["--help"], 0, "usage: perf"),
+        (["-b", "x", "-e", "e"], 1, "--batch_size x"),
+        (["-b", "0", "-e", "e"], 1, "at least 1"),
+        (["--sequence_length"], 1, "usage: perf"),
+        ([], 1, "no engine given"),
+        (["-e", "e", "stray"], 1, "unexpected argument stray"),
+        (["-e", "/missing", "--sequence_length", "64", "--ramdon_seed", "1"], 255, "cannot be opened"),
+    ],
+)
+def test_perf_options(build: Path, arguments: list[str], status: int, word: str) -> None:
+    done = subprocess.run([build / "perf", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    assert word in done.stdout + done.stderr
