@@ -49,9 +49,11 @@ def peer(torch: Any, model: str, batch: int, length: int, compiled: bool) -> Cal
     def one_layer(x: Any, p: dict[str, Any]) -> Any:
         q, k, v = functional.linear(x, p["qkv"], p["qkv_bias"]).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         context = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
-        x = functional.layer_norm(x + functional.linear(context, p["out"], p["out_bias"]), (hidden,), p["gamma1"], p["beta1"], 1e-12)
+        x = x + functional.linear(context, p["out"], p["out_bias"])
+        x = functional.layer_norm(x, (hidden,), p["gamma1"], p["beta1"], 1e-12)
         wide = functional.gelu(functional.linear(x, p["up"], p["up_bias"]), approximate="tanh")
-        return functional.layer_norm(x + functional.linear(wide, p["down"], p["down_bias"]), (hidden,), p["gamma2"], p["beta2"], 1e-12)
+        x = x + functional.linear(wide, p["down"], p["down_bias"])
+        return functional.layer_norm(x, (hidden,), p["gamma2"], p["beta2"], 1e-12)
 
     def embed(ids: Any, segments: Any) -> Any:
         x = word[ids] + position[None, :length] + kind[segments]
@@ -132,7 +134,8 @@ def machine_and_versions() -> tuple[str, str]:
     try:
         import torch
 
-        return torch.cuda.get_device_name(), f"PyTorch {torch.__version__}; CUDA {torch.version.cuda}; cuDNN {torch.backends.cudnn.version()}"
+        cudnn = torch.backends.cudnn.version()
+        return torch.cuda.get_device_name(), f"PyTorch {torch.__version__}; CUDA {torch.version.cuda}; cuDNN {cudnn}"
     except ImportError:
         return "unknown GPU", "no PyTorch"
 
@@ -167,7 +170,8 @@ def main() -> None:
                         r = measure(once, args.iterations, args.warm_up)
                         del once  # its memory is needed by the next
                         numbers = [f"{r[name]:.4f}" for name in ("avg_ms", "p95_ms", "p99_ms")]
-                        writer.writerow([model, length, batch, "fp16", engine, *numbers, machine, versions, date.today().isoformat()])
+                        today = date.today().isoformat()
+                        writer.writerow([model, length, batch, "fp16", engine, *numbers, machine, versions, today])
                         file.flush()
                         print(f"{model:6} {length:4} {batch:4} {engine:8} avg {numbers[0]} median {r['median_ms']:.4f}", flush=True)
 

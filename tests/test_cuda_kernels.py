@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kernel of the CUDA engine against NumPy in float64, on fresh random data at odd sizes. Needs a Hopper GPU and build/infer_c_ops."""
+"""Every kernel of the CUDA engine against NumPy in float64, on fresh random data at odd sizes.
+
+Needs a Hopper GPU and the module infer_c_ops (cmake -DBERT_TEST_OPS=ON).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import pytest
 from tests.cuda import built
 
 ops = built.module("infer_c_ops")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ops is None or built.capability() != 90, reason="needs a Hopper GPU and -DBERT_TEST_OPS=ON")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ops is None or built.capability() != 90, reason="needs a Hopper GPU and -DBERT_TEST_OPS=ON"),
+]
 
 EPILOGUES = {"norm": 0, "gelu_tanh": 1, "gelu_erf": 2, "residual": 3}
 LENGTHS = [[1], [17], [127], [128], [129], [384], [512], [1, 17, 127, 128, 129, 384, 512, 64, 65]]
@@ -42,7 +48,22 @@ SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1000), (128, 3072, 1024), (12
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize("variant", [(64, 1, 1), (64, 2, 1), (64, 4, 2), (64, 8, 1), (64, 2, 4), (64, 1, 4), (96, 1, 1), (96, 1, 2), (128, 1, 1), (128, 1, 4), (256, 1, 1)])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        (64, 1, 1),
+        (64, 2, 1),
+        (64, 4, 2),
+        (64, 8, 1),
+        (64, 2, 4),
+        (64, 1, 4),
+        (96, 1, 1),
+        (96, 1, 2),
+        (128, 1, 1),
+        (128, 1, 4),
+        (256, 1, 1),
+    ],
+)
 def test_product(epilogue: str, variant: tuple[int, int, int]) -> None:
     rng = np.random.default_rng([*variant, EPILOGUES[epilogue]])
     # The persistent kernel walks over several tiles a block only where there are many.
@@ -66,7 +87,9 @@ def test_product(epilogue: str, variant: tuple[int, int, int]) -> None:
             expected = scale * (product - mean * factor) + bias
             expected = expected if epilogue == "norm" else gelu(expected, epilogue)
         stats = tile_stats(base, width).astype(np.float32)
-        out, out_stats, _ = ops.product(*variant, EPILOGUES[epilogue], half(x), half(w), bias, factor, stats, width, eps, half(residual), 0)
+        out, out_stats, _ = ops.product(
+            *variant, EPILOGUES[epilogue], half(x), half(w), bias, factor, stats, width, eps, half(residual), 0
+        )
         out = out.view(np.float16).astype(np.float64)
         where = f"{rows} x {columns} x {depth}"
         assert error(out, expected) <= 1e-3, where
@@ -80,7 +103,10 @@ def attention_reference(qkv: np.ndarray, lengths: list[int], heads: int) -> np.n
     hidden = qkv.shape[1] // 3
     out, first = np.empty((len(qkv), hidden)), 0
     for length in lengths:
-        q, k, v = (qkv[first : first + length, i * hidden : (i + 1) * hidden].astype(np.float64).reshape(length, heads, -1).swapaxes(0, 1) for i in range(3))
+        q, k, v = (
+            qkv[first : first + length, i * hidden : (i + 1) * hidden].astype(np.float64).reshape(length, heads, -1).swapaxes(0, 1)
+            for i in range(3)
+        )
         s = q @ k.swapaxes(1, 2) / np.sqrt(hidden // heads)
         p = np.exp(s - s.max(-1, keepdims=True))
         out[first : first + length] = (p / p.sum(-1, keepdims=True) @ v).swapaxes(0, 1).reshape(length, hidden)
