@@ -19,7 +19,18 @@ namespace bert {
 namespace {
 
 constexpr int kProducts = 4;  // of a layer: query-key-value, attention output, intermediate, output
-constexpr int kBoxes[] = {64, 96, 128};
+// Boxes of the tensor maps, (rows, columns).
+constexpr int kWeightBoxes[][2] = {{64, 64}, {96, 64}, {128, 64}, {128, 32}};
+constexpr int kInputBoxes[][2] = {{kRowBox, 64}, {kRowBox / 2, 64}, {kRowBox / 4, 64}, {kRowBox, 32}};
+constexpr int kBoxes = 4;
+
+int box_of(const int (&boxes)[kBoxes][2], int rows, int columns) {
+  for (int i = 0; i < kBoxes; ++i) {
+    if (boxes[i][0] == rows && boxes[i][1] == columns) return i;
+  }
+  fail("there is no tensor map with boxes of ", rows, " x ", columns);
+}
+
 using Choice = std::vector<Variant>;  // one for each product
 
 // Weights of one product, as its kernel wants them.
@@ -27,9 +38,9 @@ struct Operand {
   const __half* weights = nullptr;
   int columns = 0, depth = 0;
   const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
-  CUtensorMap maps[3];                             // for boxes of kBoxes rows
+  CUtensorMap maps[kBoxes];                        // by kWeightBoxes
 
-  const CUtensorMap& map(const Variant& v) const { return maps[v.box_rows() == 64 ? 0 : v.box_rows() == 96 ? 1 : 2]; }
+  const CUtensorMap& map(const Variant& v) const { return maps[box_of(kWeightBoxes, v.box_rows(), v.box_columns())]; }
 };
 
 struct Layer {
@@ -56,7 +67,7 @@ class EncoderSm90 final : public Encoder {
     const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) {
       const int depth = i == 3 ? config_.intermediate_size : hidden;
-      for (int share = 0; share < 3; ++share) input_maps_[i][share] = matrix_map(inputs[i], capacity_, depth, kRowBox >> share);
+      for (int b = 0; b < kBoxes; ++b) input_maps_[i][b] = matrix_map(inputs[i], capacity_, depth, kInputBoxes[b][0], kInputBoxes[b][1]);
     }
     fast_attention_ = attention_sm90_fits(config_.head_size(), limits.max_length);
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
@@ -102,7 +113,7 @@ class EncoderSm90 final : public Encoder {
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
-        product_sm90(stream, choice[i], epilogue, input_maps_[i][choice[i].share / 2], o.map(choice[i]), product, rows, multiprocessors_);
+        product_sm90(stream, choice[i], epilogue, input_maps_[i][box_of(kInputBoxes, choice[i].input_rows(), choice[i].box_columns())], o.map(choice[i]), product, rows, multiprocessors_);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -220,7 +231,7 @@ class EncoderSm90 final : public Encoder {
   Buffer<__half> x_[2];              // (rows, hidden), before their LayerNorms: layer input, after attention
   Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
   Buffer<float2> stats_[2];          // of x_
-  CUtensorMap input_maps_[kProducts][3];  // for 1, 2 and 4 blocks that share the rows of a tile
+  CUtensorMap input_maps_[kProducts][kBoxes];  // by kInputBoxes
   CUtensorMap attention_map_;
   bool fast_attention_ = false;
   int multiprocessors_ = 0;
@@ -267,7 +278,7 @@ void EncoderSm90::load() {
     gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "output_layernorm_beta", hidden);
     for (Operand& o : layer.products) {
-      for (int box = 0; box < 3; ++box) o.maps[box] = matrix_map(o.weights, o.columns, o.depth, kBoxes[box]);
+      for (int b = 0; b < kBoxes; ++b) o.maps[b] = matrix_map(o.weights, o.columns, o.depth, kWeightBoxes[b][0], kWeightBoxes[b][1]);
     }
     layers_.push_back(layer);
   }

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(2 * kGroup, 2)
   char* keys = shared;                                      // (steps, 64, kHead)
   char* values = shared + max_steps * kBoxBytes<kHead>;     // (steps, 64, kHead)
   char* queries = values + max_steps * kBoxBytes<kHead>;    // (groups, 64, kHead)
-  const int groups = blockDim.x / kGroup, group = threadIdx.x / kGroup;
+  const int groups = blockDim.x / kGroup, group = warp_index() / (kGroup / kWarp);
   uint64_t* ready = reinterpret_cast<uint64_t*>(queries + groups * kBoxBytes<kHead>);  // keys and values of a step
   uint64_t* query_ready = ready + kMaxSteps + group;
 

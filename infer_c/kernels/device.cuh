@@ -9,6 +9,10 @@ namespace bert {
 
 constexpr int kWarp = 32;
 
+// The warp's number in its block, in a form that the compiler knows to be the same in all lanes: what is computed from it
+// stays in uniform registers, where wgmma wants its descriptors.
+__device__ inline int warp_index() { return __shfl_sync(~0u, static_cast<int>(threadIdx.x / kWarp), 0); }
+
 // Eight consecutive values as float, whatever they are stored as. Pointers are 16-byte aligned: every row is a multiple of 8.
 struct Eight {
   float v[8];

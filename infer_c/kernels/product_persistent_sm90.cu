@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor walks over tiles of 128 x 256. One warp feeds a ring of four
-// stages through the copy engine, two more fetch what the epilogue needs, two warpgroups multiply 64 rows each. Two blocks of
+// Hopper product for many rows: one block a multiprocessor walks over tiles of 128 x 256. One warp feeds a ring of 4 or 8
+// stages (192 KB; shallower stages free their place earlier, deeper ones cost fewer barriers) through the copy engine, two more fetch what the epilogue needs, two warpgroups multiply 64 rows each. Two blocks of
 // a cluster work on neighbouring rows and share the weights: each fetches half and multicasts it, so a block draws 32 KB from
 // the L2 for 48 KB of operands. (Giving each warpgroup tiles of its own, 64 x 256 in turn, hides the epilogues but draws half
 // as much again from the L2, which then limits: 62 ms against 54 for BERT-large, 128 x 384 tokens.)
@@ -14,18 +14,13 @@ namespace bert {
 namespace {
 
 constexpr int kTile = 256;
-constexpr int kDepth = 64;
-constexpr int kStages = 4;
 constexpr int kCluster = 2;
-constexpr int kLag = 2;
 constexpr int kConsumerWarps = 8;
 constexpr int kSideWarps = 2;
 constexpr int kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kFeederRegisters = 88, kConsumerRegisters = 208;  // 128 x 88 + 256 x 208 = 64,512 of 65,536
 
-constexpr int kInputBytes = kRowBox * kDepth * 2;            // 16 KB
-constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;  // 48 KB
 constexpr int kChunk = 64;             // columns the epilogue handles at a time
 constexpr int kPitch = kChunk + 8;     // halves of a row in the epilogue's buffer; + 8 keeps 16-byte accesses apart
 constexpr int kChunkBytes = 16 * kPitch * 2;  // 16 rows: one warp's
@@ -35,9 +30,18 @@ struct Side {
   Norm norms[kRowBox];
   float bias[kTile], factor[kTile];
 };
-constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
+
+// A ring of stages that are kDepth (64 or 32) columns of the input deep.
+template <int kDepth>
+struct Ring {
+  static constexpr int kStages = 256 / kDepth;
+  static constexpr int kInputBytes = kRowBox * kDepth * 2;
+  static constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;
+  static constexpr int kLag = 128 / kDepth;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
+};
 static_assert(kTile == 4 * kSideThreads && kRowBox == 2 * kSideThreads, "the side warps fetch 4 columns a thread");
-static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
+static_assert(Ring<64>::kSharedBytes <= 232448 && Ring<32>::kSharedBytes <= 232448, "227 KB is what a block can have");
 
 template <Epilogue kEpilogue>
 __device__ inline float finish(float acc, float bias, float factor, Norm norm, float residual) {
@@ -132,10 +136,12 @@ __device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& 
   }
 }
 
-template <Epilogue kEpilogue>
+template <Epilogue kEpilogue, int kDepth>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
+  using R = Ring<kDepth>;
+  constexpr int kStages = R::kStages, kStageBytes = R::kStageBytes, kInputBytes = R::kInputBytes, kLag = R::kLag;
   extern __shared__ __align__(1024) char shared[];
   __half* buffers = reinterpret_cast<__half*>(shared + kStages * kStageBytes);
   Side* sides = reinterpret_cast<Side*>(shared + kStages * kStageBytes + kConsumerWarps * kChunkBytes);
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   uint64_t* side_full = empty + kStages;
   uint64_t* side_empty = side_full + 2;
 
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
   const int rows = *p.tokens;
   const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRowBox) * column_tiles;
@@ -225,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
-        const uint64_t a = sm90::descriptor<128>(stage + warp / 4 * 64 * kDepth * 2), b = sm90::descriptor<128>(stage + kInputBytes);
+        const uint64_t a = sm90::descriptor<2 * kDepth>(stage + warp / 4 * 64 * kDepth * 2), b = sm90::descriptor<2 * kDepth>(stage + kInputBytes);
         sm90::pin(acc);
         sm90::multiply_fence();
 #pragma unroll
@@ -253,12 +259,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
+template <int kDepth>
 Kernel kernel_of(Epilogue epilogue) {
   switch (epilogue) {
-    case Epilogue::norm: return product_persistent_kernel<Epilogue::norm>;
-    case Epilogue::norm_gelu_tanh: return product_persistent_kernel<Epilogue::norm_gelu_tanh>;
-    case Epilogue::norm_gelu_erf: return product_persistent_kernel<Epilogue::norm_gelu_erf>;
-    default: return product_persistent_kernel<Epilogue::residual>;
+    case Epilogue::norm: return product_persistent_kernel<Epilogue::norm, kDepth>;
+    case Epilogue::norm_gelu_tanh: return product_persistent_kernel<Epilogue::norm_gelu_tanh, kDepth>;
+    case Epilogue::norm_gelu_erf: return product_persistent_kernel<Epilogue::norm_gelu_erf, kDepth>;
+    default: return product_persistent_kernel<Epilogue::residual, kDepth>;
   }
 }
 
@@ -266,15 +273,18 @@ Kernel kernel_of(Epilogue epilogue) {
 
 void prepare_product_persistent() {
   for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
-    allow_shared(kernel_of(epilogue), kSharedBytes);
+    allow_shared(kernel_of<64>(epilogue), Ring<64>::kSharedBytes);
+    allow_shared(kernel_of<32>(epilogue), Ring<32>::kSharedBytes);
   }
 }
 
-void product_persistent(cudaStream_t stream, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& product,
-                        int rows, int multiprocessors) {
+void product_persistent(cudaStream_t stream, const Variant& variant, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+                        const Product& product, int rows, int multiprocessors) {
   const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRowBox) * ceil_div(product.columns, kTile));
-  Launch shape{dim3(clusters * kCluster), dim3(kThreads), kSharedBytes, kCluster, true};
-  launch(stream, shape, kernel_of(epilogue), input, weights, product);
+  const bool shallow = variant.box_columns() == 32;
+  const size_t shared_bytes = shallow ? Ring<32>::kSharedBytes : Ring<64>::kSharedBytes;
+  launch(stream, {dim3(clusters * kCluster), dim3(kThreads), shared_bytes, kCluster, true},
+         shallow ? kernel_of<32>(epilogue) : kernel_of<64>(epilogue), input, weights, product);
 }
 
 }  // namespace bert

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   uint64_t* empty = full + S::kStages;
   uint64_t* complete = empty + S::kStages;
 
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int share = p.share, split = gridDim.x / share;
   const int rank = blockIdx.x % split, neighbour = blockIdx.x / split;  // the cluster is (share, split) blocks
   const bool clustered = gridDim.x > 1;  // outside a cluster, the compiler turns its barrier into __syncthreads

@@ -96,8 +96,8 @@ py::tuple product(int tile_columns, int split, int share, int epilogue, const Ha
   auto out = poisoned<__half>(static_cast<size_t>(rows) * columns);
   auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
   prepare_products();
-  const CUtensorMap input_map = matrix_map(d_input.data(), rows, depth, variant.input_rows());
-  const CUtensorMap weights_map = matrix_map(d_weights.data(), columns, depth, variant.box_rows());
+  const CUtensorMap input_map = matrix_map(d_input.data(), rows, depth, variant.input_rows(), variant.box_columns());
+  const CUtensorMap weights_map = matrix_map(d_weights.data(), columns, depth, variant.box_rows(), variant.box_columns());
   const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
                   eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, share};
   CUDA_CHECK(cudaDeviceSynchronize());
