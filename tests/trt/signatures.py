@@ -98,6 +98,7 @@ def fits(trt: Any, value: Any, kind: str, none_allowed: bool = False) -> bool:
         "object": lambda v: True,
         "typing_extensions.Buffer": lambda v: isinstance(v, (bytes, bytearray, memoryview)) or hasattr(v, "__buffer_of_plan__"),
     }
+    simple["collections.abc.Buffer"] = simple["typing_extensions.Buffer"]  # its name from Python 3.12 on
     if kind in simple:
         return bool(simple[kind](value))
     name = re.split(r"[.:]", kind)[-1]
