@@ -105,13 +105,15 @@ def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> 
 def build() -> Path:
     """Compile infer_c and perf for Hopper; a second run only compiles what changed."""
     missing = [tool for tool in ("cmake", "nvcc") if not shutil.which(tool)]
-    missing += [package for package in ("pybind11", "nvidia") if not importlib.util.find_spec(package)]
+    missing += [package for package in ("pybind11",) if not importlib.util.find_spec(package)]
     if missing:
         pytest.skip(f"compiling infer_c needs {', '.join(missing)}")
     directory = ROOT / "build" / "cuda-test"
     configure = ["cmake", "-S", ROOT, "-B", directory, "-DBERT_CUDA_ARCHITECTURES=90a", f"-DPython3_EXECUTABLE={sys.executable}"]
     for command in (configure, ["cmake", "--build", directory, "-j", str(os.cpu_count() or 1)]):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
+        if "cuBLASLt was found neither" in done.stderr:
+            pytest.skip("compiling infer_c needs cuBLAS: pip install nvidia-cublas")
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         assert "warning" not in done.stderr, done.stderr[-4000:]
     return directory
