@@ -11,6 +11,7 @@
 
 #include "common.h"
 #include "encoder.h"
+#include "replay.h"
 #include "trt_runner.h"
 
 namespace bert {
@@ -90,7 +91,7 @@ class CudaRunner final : public Runner {
     const Bucket bucket = bucket_of(batch.size, longest, tokens);
     ready(bucket);
     upload(batch);
-    enqueue(bucket, exact(batch.size, longest, tokens));
+    enqueue(bucket);
     CUDA_CHECK(cudaMemcpyAsync(results_.data(), logits_.data(), sizeof(float) * 2 * tokens, cudaMemcpyDeviceToHost, stream_));
     CUDA_CHECK(cudaStreamSynchronize(stream_));
     std::memcpy(logits, results_.data(), sizeof(float) * 2 * tokens);
@@ -99,9 +100,8 @@ class CudaRunner final : public Runner {
   void stage(const HostBatch& batch) override {
     const int longest = check_batch(batch, file_.info().config, limits_.max_batch, limits_.max_length);
     std::lock_guard lock(mutex_);
-    staged_ = exact(batch.size, longest, batch.cu_seqlens[batch.size]);
-    staged_bucket_ = bucket_of(batch.size, longest, staged_.rows);
-    ready(staged_bucket_);
+    staged_ = bucket_of(batch.size, longest, batch.cu_seqlens[batch.size]);
+    ready(staged_);
     upload(batch);
     CUDA_CHECK(cudaStreamSynchronize(stream_));
   }
@@ -110,7 +110,7 @@ class CudaRunner final : public Runner {
     std::lock_guard lock(mutex_);
     if (staged_.rows == 0) refuse("stage a batch before timing it");
     CUDA_CHECK(cudaEventRecord(begin_, stream_));
-    enqueue(staged_bucket_, staged_);
+    enqueue(staged_);
     CUDA_CHECK(cudaEventRecord(end_, stream_));
     CUDA_CHECK(cudaEventSynchronize(end_));
     float ms = 0;
@@ -145,7 +145,6 @@ class CudaRunner final : public Runner {
   };
 
   Inputs inputs() const { return {inputs_.data(), inputs_.data() + 1, inputs_.data() + header_}; }
-  Bucket exact(int size, int longest, int tokens) const { return {size, longest, tokens}; }
   Bucket bucket_of(int size, int longest, int tokens) const {
     return {round_batch(size, limits_.max_batch), std::min(limits_.max_length, round_up(longest, 64)), round_rows(tokens, limits_.max_rows())};
   }
@@ -193,29 +192,12 @@ class CudaRunner final : public Runner {
       cudaGraphExecDestroy(oldest->second.executable);
       graphs_.erase(oldest);
     }
-    graphs_[bucket] = {capture(bucket), uses_};
+    graphs_[bucket] = {capture_graph(stream_, [&] { encoder_->forward(stream_, inputs(), bucket, logits_.data()); }), uses_};
   }
 
-  cudaGraphExec_t capture(const Bucket& bucket) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    try {
-      encoder_->forward(stream_, inputs(), bucket, logits_.data());
-    } catch (...) {
-      cudaStreamEndCapture(stream_, &graph);  // leave the stream usable
-      if (graph) cudaGraphDestroy(graph);
-      throw;
-    }
-    CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
-    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
-    cudaGraphDestroy(graph);
-    CUDA_CHECK(status);
-    return executable;
-  }
-
-  void enqueue(const Bucket& bucket, const Bucket& exact) {
-    if (!options_.graph) return encoder_->forward(stream_, inputs(), exact, logits_.data());
+  // Without a graph too, launches are as large as the bucket: what is searched by shape is then searched once a bucket.
+  void enqueue(const Bucket& bucket) {
+    if (!options_.graph) return encoder_->forward(stream_, inputs(), bucket, logits_.data());
     Graph& graph = graphs_.at(bucket);
     graph.last_use = ++uses_;
     CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
@@ -237,7 +219,7 @@ class CudaRunner final : public Runner {
   std::map<Bucket, Graph> graphs_;
   std::map<Bucket, bool> seen_;
   unsigned long long uses_ = 0;
-  Bucket staged_{}, staged_bucket_{};
+  Bucket staged_{};
   mutable std::mutex mutex_;
 };
 

@@ -11,7 +11,10 @@
 #include "kernels/attention.h"
 #include "kernels/fold.h"
 #include "kernels/head.h"
+#include "kernels/layernorm.h"
+#include "kernels/product_lt.h"
 #include "kernels/product_sm90.h"
+#include "replay.h"
 #include "upload.h"
 
 namespace bert {
@@ -31,6 +34,8 @@ int box_of(const int (&boxes)[kBoxes][2], int rows, int columns) {
   fail("there is no tensor map with boxes of ", rows, " x ", columns);
 }
 
+// Whether the search also times cuBLASLt's products between kernels of our own (forward_library).
+constexpr bool kTryLibrary = false;
 using Choice = std::vector<Variant>;  // one for each product
 
 // Weights of one product, as its kernel wants them.
@@ -38,6 +43,7 @@ struct Operand {
   const __half* weights = nullptr;
   int columns = 0, depth = 0;
   const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
+  const __half* half_bias = nullptr;               // `bias` for a library's epilogue
   CUtensorMap maps[kBoxes];                        // by kWeightBoxes
 
   const CUtensorMap& map(const Variant& v) const { return maps[box_of(kWeightBoxes, v.box_rows(), v.box_columns())]; }
@@ -63,6 +69,9 @@ class EncoderSm90 final : public Encoder {
     CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
     prepare_products();
     load();
+    table_normal_ = table_;
+    table_normal_.gamma = weights_.constant(config_.hidden_size, 1.f);
+    table_normal_.beta = weights_.constant(config_.hidden_size, 0.f);
     const int hidden = config_.hidden_size;
     const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) {
@@ -96,6 +105,12 @@ class EncoderSm90 final : public Encoder {
         }
       }
     }
+    if (!kTryLibrary) return;
+    choice = choices_[key];
+    choices_[key] = Choice(kProducts, Variant{0, 1, 1});
+    forward(stream, in, bucket, logits);  // cuBLASLt's own search, not to be captured
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    if (time(stream, in, bucket, logits) >= best) choices_[key] = choice;
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
@@ -103,6 +118,7 @@ class EncoderSm90 final : public Encoder {
     const int hidden = config_.hidden_size, rows = bucket.rows;
     Choice choice;
     for (int i = 0; i < kProducts; ++i) choice.push_back(found != choices_.end() ? found->second[i] : default_variant(rows, layers_.front().products[i]));
+    if (choice[0].library()) return forward_library(stream, in, bucket, logits);
     const auto stats_of = [&](int which, const Variant& v) { return RowStats{stats_[which].data(), ceil_div(hidden, v.tile_columns), v.tile_columns}; };
     const RowStats before{stats_[0].data(), 1, hidden}, middle = stats_of(1, choice[1]), after = stats_of(0, choice[3]);
     __half *x0 = x_[0].data(), *x1 = x_[1].data();
@@ -151,6 +167,8 @@ class EncoderSm90 final : public Encoder {
         if (!v.exists()) fail("the remembered algorithm ", v.name(), " does not exist");
         choice.push_back(v);
       }
+      const bool mixed = choice.size() == kProducts && std::any_of(choice.begin(), choice.end(), [&](const Variant& v) { return v.library() != choice[0].library(); });
+      if (mixed) fail("the remembered algorithms of ", key, " rows are cuBLASLt's only in part");
       if (choice.size() != kProducts) fail("the remembered algorithms of ", key, " rows are not ", kProducts);
       choices_[std::stoi(key)] = choice;
     }
@@ -187,40 +205,33 @@ class EncoderSm90 final : public Encoder {
     }
   }
 
-  // Median of graph replays of the whole pass, in milliseconds.
+  // The same pass with cuBLASLt's products. It has no epilogue for a folded norm, so rows are normalised by a kernel of their
+  // own between the products; seven kernels a layer, on the same folded weights.
+  void forward_library(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) {
+    const int hidden = config_.hidden_size, inner = config_.intermediate_size, rows = bucket.rows;
+    __half *x0 = x_[0].data(), *x1 = x_[1].data(), *sum = qkv_.data();  // qkv_ is free once attention has read it
+    const RowStats stats{stats_[0].data(), 1, hidden};
+    const auto normalise = [&](const Operand& o, const __half* residual, __half* out) {
+      add_normalise(stream, sum, o.bias, residual, o.factor, out, stats, in.tokens, rows, hidden, config_.layer_norm_eps);
+    };
+    embed<__half>(stream, config_, in, table_normal_, x0, rows);
+    for (const Layer& layer : layers_) {
+      const Operand* o = layer.products;
+      library_.run(stream, LtEpilogue::bias, x0, o[0].weights, o[0].half_bias, qkv_.data(), rows, 3 * hidden, hidden);
+      attend(stream, in, bucket);
+      library_.run(stream, LtEpilogue::none, context_.data(), o[1].weights, nullptr, sum, rows, hidden, hidden);
+      normalise(o[1], x0, x1);
+      library_.run(stream, config_.gelu_erf ? LtEpilogue::bias : LtEpilogue::bias_gelu_tanh, x1, o[2].weights, o[2].half_bias, inner_.data(), rows, inner,
+                   hidden);
+      if (config_.gelu_erf) gelu_erf_inplace<__half>(stream, inner_.data(), static_cast<size_t>(rows) * inner);
+      library_.run(stream, LtEpilogue::none, inner_.data(), o[3].weights, nullptr, sum, rows, hidden, inner);
+      normalise(o[3], x1, x0);
+    }
+    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+  }
+
   float time(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-    CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    try {
-      forward(stream, in, bucket, logits);
-    } catch (...) {
-      cudaStreamEndCapture(stream, &graph);
-      if (graph) cudaGraphDestroy(graph);
-      throw;
-    }
-    CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-    CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
-    CUDA_CHECK(cudaGraphDestroy(graph));
-    cudaEvent_t begin, end;
-    CUDA_CHECK(cudaEventCreate(&begin));
-    CUDA_CHECK(cudaEventCreate(&end));
-    std::vector<float> samples;
-    const int runs = bucket.rows <= 4096 ? 7 : 3;
-    for (int i = 0; i <= runs; ++i) {
-      float ms = 0;
-      CUDA_CHECK(cudaEventRecord(begin, stream));
-      CUDA_CHECK(cudaGraphLaunch(executable, stream));
-      CUDA_CHECK(cudaEventRecord(end, stream));
-      CUDA_CHECK(cudaEventSynchronize(end));
-      CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-      if (i > 0) samples.push_back(ms);
-    }
-    CUDA_CHECK(cudaEventDestroy(begin));
-    CUDA_CHECK(cudaEventDestroy(end));
-    CUDA_CHECK(cudaGraphExecDestroy(executable));
-    std::nth_element(samples.begin(), samples.begin() + runs / 2, samples.end());
-    return samples[runs / 2];
+    return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); });
   }
 
   void load();
@@ -235,7 +246,8 @@ class EncoderSm90 final : public Encoder {
   CUtensorMap attention_map_;
   bool fast_attention_ = false;
   int multiprocessors_ = 0;
-  Embeddings<__half> table_{};
+  Embeddings<__half> table_{}, table_normal_{};  // the second normalises and nothing more
+  ProductLt library_{true};
   const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
   std::vector<Layer> layers_;
   std::map<int, Choice> choices_;  // by row_key
@@ -256,7 +268,9 @@ void EncoderSm90::load() {
     float* bias = weights_.vector(name + "_bias", columns);
     float* sums = weights_.room(columns);
     fold(nullptr, kernel, gamma, beta, sums, bias, columns, hidden);
-    o.weights = kernel, o.columns = columns, o.depth = hidden, o.bias = bias, o.factor = sums;
+    __half* half_bias = reinterpret_cast<__half*>(weights_.room(ceil_div(columns, 2)));
+    narrow(nullptr, bias, half_bias, columns);
+    o.weights = kernel, o.columns = columns, o.depth = hidden, o.bias = bias, o.factor = sums, o.half_bias = half_bias;
     return o;
   };
   const auto residual = [&](const std::string& name, int depth) {

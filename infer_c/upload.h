@@ -37,6 +37,11 @@ class Upload {
   // Uninitialised room beside the weights, for values derived from them.
   float* room(int count) { return static_cast<float*>(allocate(static_cast<size_t>(count) * sizeof(float))); }
 
+  float* constant(int count, float value) {
+    const std::vector<float> values(count, value);
+    return static_cast<float*>(copy(values.data(), values.size() * sizeof(float)));
+  }
+
   size_t bytes() const { return bytes_; }
 
  private:

@@ -29,6 +29,11 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(__half* weights, const f
   }
 }
 
+__global__ void narrow_kernel(const float* a, __half* out, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) out[i] = __float2half_rn(a[i]);
+}
+
 __global__ void add_kernel(const float* a, const float* b, float* out, int count) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) out[i] = a[i] + b[i];
@@ -38,6 +43,10 @@ __global__ void add_kernel(const float* a, const float* b, float* out, int count
 
 void fold(cudaStream_t stream, __half* weights, const float* gamma, const float* beta, float* sums, float* bias, int columns, int depth) {
   launch(stream, {dim3(columns), dim3(kThreads)}, fold_kernel, weights, gamma, beta, sums, bias, depth);
+}
+
+void narrow(cudaStream_t stream, const float* a, __half* out, int count) {
+  launch(stream, {dim3(ceil_div(count, 256)), dim3(256)}, narrow_kernel, a, out, count);
 }
 
 void add(cudaStream_t stream, const float* a, const float* b, float* out, int count) {

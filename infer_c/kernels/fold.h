@@ -12,6 +12,9 @@ namespace bert {
 // bias (columns,) += old weights . beta.
 void fold(cudaStream_t stream, __half* weights, const float* gamma, const float* beta, float* sums, float* bias, int columns, int depth);
 
+// out = a, in FP16: biases for a library's epilogue
+void narrow(cudaStream_t stream, const float* a, __half* out, int count);
+
 // out = a + b
 void add(cudaStream_t stream, const float* a, const float* b, float* out, int count);
 

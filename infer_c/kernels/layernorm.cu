@@ -14,9 +14,10 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kVectors = 4;  // as in embedding.cu: hidden sizes up to 4096
 
-template <class T>
+// kFolded: gamma scales the residual on the way in, and the result is only normalised.
+template <class T, bool kFolded>
 __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* product, const float* bias, const T* residual, const float* gamma,
-                                                                 const float* beta, T* out, const int* tokens, int hidden, float eps) {
+                                                                 const float* beta, T* out, float2* stats, const int* tokens, int hidden, float eps) {
   __shared__ float scratch[kThreads / kWarp];
   const int row = blockIdx.x;
   if (row >= *tokens) return;
@@ -28,8 +29,10 @@ __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* produc
     const int column = (i * kThreads + threadIdx.x) * 8;
     if (column >= hidden) break;
     const Eight a = load8(product + base + column), b = load8(bias + column), c = load8(residual + base + column);
+    Eight factor;
+    if (kFolded) factor = load8(gamma + column);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += x[i].v[j] = a.v[j] + b.v[j] + c.v[j];
+    for (int j = 0; j < 8; ++j) sum += x[i].v[j] = a.v[j] + b.v[j] + (kFolded ? c.v[j] * factor.v[j] : c.v[j]);
   }
   const float mean = block_sum<kThreads>(sum, scratch) / hidden;
   float squares = 0;
@@ -44,11 +47,16 @@ __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* produc
   for (int i = 0; i < kVectors; ++i) {
     const int column = (i * kThreads + threadIdx.x) * 8;
     if (column >= hidden) break;
-    const Eight g = load8(gamma + column), b = load8(beta + column);
+    Eight g, b;
+    if (!kFolded) g = load8(gamma + column), b = load8(beta + column);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) x[i].v[j] = (x[i].v[j] - mean) * scale * g.v[j] + b.v[j];
+    for (int j = 0; j < 8; ++j) {
+      const float normal = (x[i].v[j] - mean) * scale;
+      x[i].v[j] = kFolded ? normal : normal * g.v[j] + b.v[j];
+    }
     store8(out + base + column, x[i]);
   }
+  if (kFolded && threadIdx.x == 0) stats[row] = make_float2(0.f, static_cast<float>(hidden));
 }
 
 template <class T>
@@ -66,7 +74,13 @@ __global__ void gelu_erf_kernel(T* x, size_t vectors) {
 template <class T>
 void add_layernorm(cudaStream_t stream, const T* product, const float* bias, const T* residual, const float* gamma, const float* beta, T* out,
                    const int* tokens, int rows, int hidden, float eps) {
-  launch(stream, {dim3(rows), dim3(kThreads)}, add_layernorm_kernel<T>, product, bias, residual, gamma, beta, out, tokens, hidden, eps);
+  launch(stream, {dim3(rows), dim3(kThreads)}, add_layernorm_kernel<T, false>, product, bias, residual, gamma, beta, out, nullptr, tokens, hidden, eps);
+}
+
+void add_normalise(cudaStream_t stream, const __half* product, const float* bias, const __half* residual, const float* factor, __half* out,
+                   RowStats stats, const int* tokens, int rows, int hidden, float eps) {
+  launch(stream, {dim3(rows), dim3(kThreads)}, add_layernorm_kernel<__half, true>, product, bias, residual, factor, nullptr, out, stats.data, tokens,
+         hidden, eps);
 }
 
 template <class T>

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Residual + bias + LayerNorm in one pass, for the plain path.
+// Residual + bias + LayerNorm in one pass, where products come from a library.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "../common.h"
+#include "embedding.h"
 
 namespace bert {
 
@@ -10,6 +13,12 @@ namespace bert {
 template <class T>
 void add_layernorm(cudaStream_t stream, const T* product, const float* bias, const T* residual, const float* gamma, const float* beta, T* out,
                    const int* tokens, int rows, int hidden, float eps);
+
+// For weights that hold their LayerNorm's gamma and beta (fold.h), rows are kept normalised and nothing more:
+// out = normalise(product + bias + residual * factor), with bias and factor as in struct Product. `stats` gets one tile a row
+// that says "mean 0, variance 1".
+void add_normalise(cudaStream_t stream, const __half* product, const float* bias, const __half* residual, const float* factor, __half* out,
+                   RowStats stats, const int* tokens, int rows, int hidden, float eps);
 
 // x (rows, columns) = GELU of the erf form, in place: cuBLASLt's epilogue knows only the tanh form.
 template <class T>

@@ -43,16 +43,18 @@ constexpr int kRowBox = 128;  // rows of a tile
 
 // One way to cut a product over the machine.
 struct Variant {
-  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel
+  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel. 0: cuBLASLt, for all products of a layer
   int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns; 2 halves the persistent kernel's stages
   int share = 1;          // 1, 2, 4 neighbouring tiles fetch their input together; split * share is at most 8
 
+  bool library() const { return tile_columns == 0; }
   bool persistent() const { return tile_columns == 256; }
   int box_rows() const { return persistent() ? 128 : tile_columns; }  // of the weights' tensor map
   int input_rows() const { return kRowBox / share; }                  // of the activations'
   int box_columns() const { return persistent() ? 64 / split : 64; }  // of both
   bool exists() const {
     const auto power = [](int n, int most) { return n == 1 || n == 2 || (n == 4 && most >= 4) || (n == 8 && most >= 8); };
+    if (library()) return split == 1 && share == 1;
     if (!power(split, 8) || !power(share, 4) || split * share > 8) return false;
     return tile_columns == 64 || (split == 1 && (tile_columns == 96 || tile_columns == 128)) || (persistent() && split <= 2 && share == 1);
   }
