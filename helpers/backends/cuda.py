@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -51,7 +52,9 @@ def check() -> None:
     if capability == 0:
         raise MissingDependency("no NVIDIA GPU and driver were found here; use --backend cpu")
     if capability < 80:
-        raise MissingDependency(f"the cuda backend needs compute capability 8.0, this GPU has {capability / 10}; use --backend tensorrt or cpu")
+        raise MissingDependency(
+            f"the cuda backend needs compute capability 8.0, this GPU has {capability / 10}; use --backend tensorrt or cpu"
+        )
 
 
 def check_build() -> None:
@@ -64,10 +67,13 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
         raise UsageError("the cuda backend has no 8-bit arithmetic yet; give --fp16 instead of --int8 or --fp8")
     for name in ("hidden_size", "intermediate_size"):
         if getattr(config, name) % 8:
-            raise UsageError(f"the cuda backend needs a {name} that is a multiple of 8, not {getattr(config, name)}; use --backend cpu")
+            raise UsageError(
+                f"the cuda backend needs a {name} that is a multiple of 8, not {getattr(config, name)}; use --backend cpu"
+            )
     if config.head_size > 128 or config.hidden_size > 4096:
         raise UsageError(
-            f"the cuda backend runs head sizes to 128 and hidden sizes to 4096, not {config.head_size} and {config.hidden_size}; use --backend cpu"
+            f"the cuda backend runs head sizes to 128 and hidden sizes to 4096, not {config.head_size} and {config.hidden_size}; "
+            "use --backend cpu"
         )
     from safetensors.numpy import save_file
 
@@ -81,7 +87,12 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
 def packed_tensors(config: BertConfig, weights: Weights, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
     """Return the tensors of an engine file: query, key and value as one product; matrices in `dtype`, vectors and head in FP32."""
     tensors: dict[str, np.ndarray] = {}
-    fused = {f"l{layer}_{name}_{part}" for layer in range(config.num_hidden_layers) for name in QUERY_KEY_VALUE for part in ("kernel", "bias")}
+    fused = {
+        f"l{layer}_{name}_{part}"
+        for layer in range(config.num_hidden_layers)
+        for name in QUERY_KEY_VALUE
+        for part in ("kernel", "bias")
+    }
     for name in weight_names.expected_shapes(config):
         if name in fused:
             continue
@@ -120,7 +131,9 @@ def _search(path: Path, info: EngineInfo) -> dict[str, Any]:
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
     """Open an engine on the first GPU."""
     if info.precision not in ("fp16", "fp32"):
-        raise EngineMismatch(f"{path} is an {info.precision} engine, which the cuda backend cannot run yet; build it again with --fp16")
+        raise EngineMismatch(
+            f"{path} is an {info.precision} engine, which the cuda backend cannot run yet; build it again with --fp16"
+        )
     return CudaSession(path, info, options)
 
 
@@ -180,10 +193,8 @@ class _AlgorithmMemory:
         self._path = root / "demobert" / "cuda" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> str:
-        try:
+        with contextlib.suppress(OSError, ValueError):  # none yet
             self._known.update(json.loads(self._path.read_text()))
-        except (OSError, ValueError):
-            pass  # none yet
         return json.dumps(self._known)
 
     def write(self, engine: Any) -> None:
