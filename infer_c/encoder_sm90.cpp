@@ -34,8 +34,6 @@ int box_of(const int (&boxes)[kBoxes][2], int rows, int columns) {
   fail("there is no tensor map with boxes of ", rows, " x ", columns);
 }
 
-// Whether the search also times cuBLASLt's products between kernels of our own (forward_library).
-constexpr bool kTryLibrary = false;
 using Choice = std::vector<Variant>;  // one for each product
 
 // Weights of one product, as its kernel wants them.
@@ -105,8 +103,7 @@ class EncoderSm90 final : public Encoder {
         }
       }
     }
-    if (!kTryLibrary) return;
-    choice = choices_[key];
+    choice = choices_[key];  // and at last cuBLASLt's products between kernels of our own (forward_library)
     choices_[key] = Choice(kProducts, Variant{0, 1, 1});
     forward(stream, in, bucket, logits);  // cuBLASLt's own search, not to be captured
     CUDA_CHECK(cudaStreamSynchronize(stream));

@@ -7,6 +7,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 . scripts/environment.sh
 install dev
+if command -v nvcc >/dev/null; then # then infer_c is compiled and tested as far as that goes without a GPU
+    install cuda
+fi
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m mypy

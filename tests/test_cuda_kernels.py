@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.cuda import built
+from tests.cuda_engine import built
 
 ops = built.module("infer_c_ops")
 pytestmark = [
