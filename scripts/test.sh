@@ -11,6 +11,7 @@ if command -v nvcc >/dev/null; then # then infer_c is compiled and tested as far
     install cuda
 fi
 
-.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff check --quiet .
+.venv/bin/python -m ruff format --check --quiet .
 .venv/bin/python -m mypy
 .venv/bin/python -m pytest "$@"
