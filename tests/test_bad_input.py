@@ -244,7 +244,8 @@ def test_a_killed_build_leaves_nothing_half_written(tmp_path, kill: signal.Signa
             assert read_info(out).backend == "cpu"
         if kill != signal.SIGKILL:
             assert set(left) <= {out}
-            assert process.returncode in (0, 130, 143), err
+            # Python drops its handlers when it ends: then the signal itself is the status, and the engine is whole.
+            assert process.returncode in (130, 143) or out in left, err
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path) -> None:
