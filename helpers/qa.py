@@ -41,8 +41,8 @@ from helpers.tokenization import Tokens
 
 __all__ = ["Answer", "Example", "LoadOptions", "NBest", "QuestionAnswerer", "WindowLogits", "WindowOptions"]
 
-# Windows gathered before they are sorted by length and run. Enough that batches of one length form (padding under 3 % on SQuAD
-# at batch 8), few enough that memory stays flat and that tokenizing one chunk hides behind running another.
+# Windows gathered before they are sorted by length and run. Enough that batches of one length form, few enough that memory stays
+# flat and that tokenizing one chunk hides behind running another.
 CHUNK_WINDOWS = 1024
 
 
