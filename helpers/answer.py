@@ -31,7 +31,7 @@ def main(command: str, args: argparse.Namespace) -> None:
     for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
         if args.squad_json:
             check_writable(path)
-    qa = open_engine(command, args)
+    qa = open_engine(args)
     if args.squad_json:
         answer_squad(qa, examples, args)
     elif passage is None:
@@ -66,7 +66,7 @@ def _joined(words: list[str] | None) -> str | None:
     return None if words is None else " ".join(words)
 
 
-def open_engine(command: str, args: argparse.Namespace) -> QuestionAnswerer:
+def open_engine(args: argparse.Namespace) -> QuestionAnswerer:
     """Return the engine ready for questions."""
     info = engine_info(args.engine)
     window = WindowOptions(
@@ -161,7 +161,7 @@ def answer_squad(qa: QuestionAnswerer, examples: list[Example], args: argparse.N
             if wanted["n_best"]:
                 results["n_best"][example.id] = [each.as_dict() for each in best.answers]
             if wanted["na_prob"]:
-                results["na_prob"][example.id] = 1 / (1 + math.exp(min(700.0, -_finite(best.null_odds))))
+                results["na_prob"][example.id] = 1 / (1 + math.exp(-_finite(best.null_odds)))
     seconds = time.perf_counter() - began
     with ExitStack() as stack:
         for name, path in wanted.items():
@@ -171,6 +171,7 @@ def answer_squad(qa: QuestionAnswerer, examples: list[Example], args: argparse.N
 
 
 def _finite(odds: float) -> float:
+    """Return odds that JSON can hold and exp() can take."""
     return max(-700.0, min(700.0, odds))
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import io
 import os
 import signal
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from helpers.errors import BertError
-from helpers.options import parse
+from helpers.options import parser
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 
@@ -29,15 +29,14 @@ def progress_bar(total: int | None, unit: str) -> Any:
     return tqdm(total=total, unit=f" {unit}", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, dynamic_ncols=True)
 
 
-def run_script(command: str, module: str) -> NoReturn:
-    """Run `main(arguments)` of a helpers module as a command and end the process with its status."""
+def run_script(command: str, module: str, name: str | None = None) -> NoReturn:
+    """Run `main(command, arguments)` of a helpers module as a command and end the process with its status.
 
-    def call(arguments: argparse.Namespace) -> None:
-        import importlib
-
-        importlib.import_module(module).main(command, arguments)
-
-    sys.exit(status_of(lambda: call(parse(command))))
+    name: what the command is called in its messages, when that is not the script's file name.
+    """
+    options = parser(command)
+    options.prog = name or options.prog
+    sys.exit(status_of(lambda: importlib.import_module(module).main(command, options.parse_args())))
 
 
 def status_of(work: Callable[[], None]) -> int:

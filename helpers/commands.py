@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import NoReturn
 
-from helpers.cli import status_of
-from helpers.options import parser
+from helpers.cli import run_script
 
 
 def run(command: str, module: str) -> NoReturn:
-    """Run `main(command, arguments)` of a helpers module as a console command and end the process with its status."""
-    options = parser(command)
-    options.prog = "demobert-" + command.replace("_", "-")
-    sys.exit(status_of(lambda: importlib.import_module(module).main(command, options.parse_args())))
+    """Run a script under the name it has when installed."""
+    run_script(command, module, "demobert-" + command.replace("_", "-"))
 
 
 def builder() -> NoReturn:

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the user's text and JSON files, with one sentence for everything that can be wrong with them."""
+"""Reading the user's text and JSON files, with one sentence for everything that can be wrong with them; and where caches are."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from helpers.errors import InputError
+
+
+def cache_directory(name: str) -> Path:
+    """Return where a backend keeps what is costly to find again: under XDG_CACHE_HOME, ~/.cache by default."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demobert" / name
 
 
 def read_text(path: str | Path, what: str) -> str:

@@ -7,14 +7,13 @@ of bindings and three empty libraries, tests/trt/bindings.py fetches and compile
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trt.bindings import VERSIONS, Unavailable, environment
+from trt.bindings import VERSIONS, environment_or_skip
 
 HERE = Path(__file__).parent / "trt"
 
@@ -22,12 +21,7 @@ HERE = Path(__file__).parent / "trt"
 @pytest.mark.parametrize("suite", ["networks", "build", "runtime", "scripts", "mutations", "model"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_suite(version: str, suite: str) -> None:
-    try:
-        env = environment(version)
-    except Unavailable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    env = environment_or_skip(version)
     command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "-p", "no:cacheprovider", "--tb=short", f"check_{suite}.py"]
     done = subprocess.run(command, cwd=HERE, env=env, capture_output=True, text=True)
     print(done.stdout)

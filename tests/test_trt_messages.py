@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 import types
@@ -17,7 +16,7 @@ import pytest
 from helpers import cuda_utils
 from helpers.backends.trt import api
 from helpers.errors import BertError, MissingDependency
-from trt.bindings import VERSIONS, Unavailable, environment, install
+from trt.bindings import VERSIONS, environment_or_skip, install
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +37,7 @@ def test_tensorrt_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_libraries_missing(version: str) -> None:
     """The real bindings without their libraries, as `pip install tensorrt-cu13-bindings` alone leaves them."""
-    try:
-        env = environment(version)
-    except Unavailable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    env = environment_or_skip(version)
     env["LD_LIBRARY_PATH"] = ""
     code = (
         "from helpers.backends.trt import api\ntry:\n    api.tensorrt()\nexcept api.MissingDependency as error:\n    print(error)"

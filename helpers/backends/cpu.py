@@ -16,6 +16,7 @@ from helpers.batching import Batch
 from helpers.config import BertConfig, BuildOptions
 from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
 from helpers.errors import EngineMismatch, MissingDependency, UsageError
+from helpers.files import cache_directory
 from helpers.weights import Weights
 
 INSTALL = "pip install openvino (or onnxruntime)"
@@ -74,11 +75,6 @@ def cpus() -> int:
         return count
 
 
-def cache_directory() -> Path:
-    """Return where compiled models are kept: under XDG_CACHE_HOME, ~/.cache by default."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demobert" / "openvino"
-
-
 class _PaddedSession:
     """What both runtimes share: batches are padded to their longest sequence on the way in and unpadded on the way out."""
 
@@ -118,8 +114,9 @@ class OpenVinoSession(_PaddedSession):
             "PERFORMANCE_HINT": "LATENCY" if options.latency else "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": self._precision(core, options),
         }
-        if threads := options.threads or (cpus() if cpus() < (os.cpu_count() or 1) else None):
-            properties["INFERENCE_NUM_THREADS"] = threads
+        allowed = cpus()
+        if options.threads or allowed < (os.cpu_count() or 1):
+            properties["INFERENCE_NUM_THREADS"] = options.threads or allowed
         if options.streams:
             properties["NUM_STREAMS"] = options.streams
         self._cache(core, options)
@@ -148,7 +145,7 @@ class OpenVinoSession(_PaddedSession):
     @staticmethod
     def _cache(core: Any, options: LoadOptions) -> None:
         """Keep compiled models between runs, the newest few of them."""
-        directory = cache_directory()
+        directory = cache_directory("openvino")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             newest_first = sorted(directory.glob("*.blob"), key=lambda blob: -blob.stat().st_mtime)

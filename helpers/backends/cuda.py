@@ -21,6 +21,7 @@ from helpers.batching import Batch
 from helpers.config import BertConfig, BuildOptions
 from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
 from helpers.errors import EngineMismatch, MissingDependency, UsageError
+from helpers.files import cache_directory
 from helpers.weights import Weights
 from helpers.weights import names as weight_names
 
@@ -189,8 +190,7 @@ class _AlgorithmMemory:
     def __init__(self, info: EngineInfo) -> None:
         self._known = dict(info.details.get("algorithms", {}))
         identity = f"{info.config}{info.precision}{infer_c().capability()}{info.details.get('searched_on')}"
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._path = root / "demobert" / "cuda" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+        self._path = cache_directory("cuda") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> str:
         with contextlib.suppress(OSError, ValueError):  # none yet

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 
@@ -31,6 +32,10 @@ class Weights:
 
     def digest(self) -> str:
         """Return a SHA-256 over names, shapes and values: the identity of the model in caches and engines."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:  # a second for BERT-large, asked for by the cache's name, its content and the engine
         sha = hashlib.sha256()
         for name in sorted(self.tensors):
             array = np.ascontiguousarray(self.tensors[name])
