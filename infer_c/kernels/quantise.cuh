@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floats to FP16 or 8 bits, two at a time; rounding to nearest even, saturating. Values come multiplied by the inverse of
+// the tensor's scale already.
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "format.h"
+
+namespace bert {
+
+template <Format kFormat>
+using Stored = std::conditional_t<kFormat == Format::half, __half, uint8_t>;
+
+// What two neighbouring values are stored as: 4 bytes of FP16, 2 bytes otherwise; the first value in the low half.
+template <Format kFormat>
+using Pair = std::conditional_t<kFormat == Format::half, uint32_t, uint16_t>;
+
+template <Format kFormat>
+__device__ inline Pair<kFormat> narrow_pair(float a, float b) {
+  if constexpr (kFormat == Format::half) {
+    const __half2 h = __floats2half2_rn(a, b);
+    return reinterpret_cast<const uint32_t&>(h);
+  } else if constexpr (kFormat == Format::fp8) {
+    return __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
+  } else {
+    // Symmetric: -128 is never used, as in quantisation-aware training.
+    const int x = max(__float2int_rn(fminf(a, 127.f)), -127), y = max(__float2int_rn(fminf(b, 127.f)), -127);
+    return static_cast<uint16_t>((x & 0xFF) | (y << 8));
+  }
+}
+
+}  // namespace bert
