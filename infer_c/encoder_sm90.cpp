@@ -195,7 +195,7 @@ class EncoderSm90 final : public Encoder {
 
   void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {
     if (fast_attention_) {
-      attention_sm90(stream, attention_map_, context_.data(), in.cu_seqlens, attention_shape(bucket));
+      attention_sm90(stream, attention_map_, context_.data(), Format::half, 1.f, in.cu_seqlens, attention_shape(bucket));
     } else {
       attention_plain<__half>(stream, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
     }

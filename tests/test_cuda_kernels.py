@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 EPILOGUES = {"norm": 0, "gelu_tanh": 1, "gelu_erf": 2, "residual": 3}
-LENGTHS = [[1], [17], [127], [128], [129], [384], [512], [1, 17, 127, 128, 129, 384, 512, 64, 65]]
+LENGTHS = [[1], [17], [127], [128], [129], [384], [512], [1, 17, 127, 128, 129, 384, 512, 64, 65], [70, 0, 200, 0, 0]]
 
 
 def half(x: np.ndarray) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_product(epilogue: str, variant: tuple[int, int, int]) -> None:
 def attention_reference(qkv: np.ndarray, lengths: list[int], heads: int) -> np.ndarray:
     hidden = qkv.shape[1] // 3
     out, first = np.empty((len(qkv), hidden)), 0
-    for length in lengths:
+    for length in filter(None, lengths):
         q, k, v = (
             qkv[first : first + length, i * hidden : (i + 1) * hidden].astype(np.float64).reshape(length, heads, -1).swapaxes(0, 1)
             for i in range(3)
@@ -124,6 +124,34 @@ def test_attention(lengths: list[int], head_size: int, fast: bool) -> None:
         bounds = np.cumsum([0, *lengths], dtype=np.int32)
         out, _ = ops.attention(half(qkv), bounds, heads, max(lengths), fast, 0)
         assert error(out.view(np.float16), attention_reference(qkv, lengths, heads)) <= 1e-3
+
+
+E4M3 = np.array([(c & 7) * 2.0**-9 if c < 8 else (8 + (c & 7)) * 2.0 ** ((c >> 3) - 10) for c in range(127)])  # all but NaN
+
+
+def steps_of(x: np.ndarray, name: str) -> np.ndarray:
+    """Round to the nearest int8 or E4M3, saturating; return its number, counted from zero on both sides."""
+    if name == "int8":
+        return np.clip(np.rint(x), -127, 127).astype(int)
+    return np.sign(x).astype(int) * np.searchsorted((E4M3[1:] + E4M3[:-1]) / 2, np.abs(x))
+
+
+@pytest.mark.parametrize("lengths", [[129], [1, 17, 127, 128, 0, 384, 65, 0, 0]], ids=str)
+@pytest.mark.parametrize("head_size", [64, 32])
+@pytest.mark.parametrize(("name", "number", "limit"), [("int8", 1, 127), ("fp8", 2, 448)])
+def test_attention_in_8_bits(name: str, number: int, limit: int, head_size: int, lengths: list[int]) -> None:
+    rng = np.random.default_rng([sum(lengths), head_size, number])
+    qkv = (rng.standard_normal((sum(lengths), 3 * 3 * head_size)) * 2).astype(np.float16)
+    context = attention_reference(qkv, lengths, 3)
+    inverse_scale = float(np.float32(limit / np.abs(context).max() * 1.1))  # a few values lie beyond the range
+    bounds = np.cumsum([0, *lengths], dtype=np.int32)
+    out, _ = ops.attention(half(qkv), bounds, 3, max(lengths), True, 0, number, inverse_scale)
+    got = out.view(np.int8).astype(int) if name == "int8" else np.where(out < 128, 1, -1) * (out & 127).astype(int)
+    expected = steps_of(context * inverse_scale, name)
+    off = np.abs(got - expected)
+    assert np.abs(got).max() == np.abs(expected).max()  # saturated, neither -128 nor NaN
+    assert off.max() <= 1
+    assert (off == 0).mean() > 0.99
 
 
 def test_attention_in_fp32() -> None:

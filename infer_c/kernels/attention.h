@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include "embedding.h"
+#include "format.h"
 
 namespace bert {
 
@@ -20,9 +21,11 @@ struct AttentionShape {
 template <class T>
 void attention_plain(cudaStream_t stream, const T* qkv, T* context, const int* cu_seqlens, const AttentionShape& shape);
 
-// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. `map` is the tensor map of qkv that attention_map makes once.
+// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. `map` is the tensor map of qkv that attention_map makes
+// once. `context` is stored as `format`, its values times `inverse_scale` (1 for FP16).
 bool attention_sm90_fits(int head_size, int max_seqlen);
 CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape);
-void attention_sm90(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape);
+void attention_sm90(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+                    const AttentionShape& shape);
 
 }  // namespace bert

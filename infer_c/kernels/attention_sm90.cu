@@ -8,6 +8,7 @@
 #include "device.cuh"
 #include "launch.h"
 #include "product_sm90.h"
+#include "quantise.cuh"
 #include "wgmma.cuh"
 
 namespace bert {
@@ -37,9 +38,10 @@ __device__ inline uint32_t pack(float a, float b) {
   return reinterpret_cast<const uint32_t&>(h);
 }
 
-template <int kHead>
+template <int kHead, Format kFormat>
 __global__ void __launch_bounds__(2 * kGroup, 2)
-    attention_kernel(const __grid_constant__ CUtensorMap map, __half* context, const int* cu_seqlens, int heads, int max_steps) {
+    attention_kernel(const __grid_constant__ CUtensorMap map, Stored<kFormat>* context, float inverse_scale, const int* cu_seqlens, int heads,
+                     int max_steps) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char shared[];
   char* keys = shared;                                      // (steps, 64, kHead)
@@ -157,20 +159,23 @@ __global__ void __launch_bounds__(2 * kGroup, 2)
     }
 #pragma unroll
     for (int i = 1; i < 4; i *= 2) sum0 += __shfl_xor_sync(~0u, sum0, i), sum1 += __shfl_xor_sync(~0u, sum1, i);
-    const float inverse0 = 1.f / sum0, inverse1 = 1.f / sum1;
-    __half* c0 = context + static_cast<size_t>(first + row0) * hidden + head_column + pair;
+    const float inverse0 = inverse_scale / sum0, inverse1 = inverse_scale / sum1;
+    Stored<kFormat>* c0 = context + static_cast<size_t>(first + row0) * hidden + head_column + pair;
 #pragma unroll
     for (int j = 0; j < kHead / 8; ++j) {
-      if (row0 < length) *reinterpret_cast<uint32_t*>(c0 + 8 * j) = pack(out[4 * j] * inverse0, out[4 * j + 1] * inverse0);
-      if (row1 < length) *reinterpret_cast<uint32_t*>(c0 + 8 * hidden + 8 * j) = pack(out[4 * j + 2] * inverse1, out[4 * j + 3] * inverse1);
+      const float* d = out + 4 * j;
+      if (row0 < length) *reinterpret_cast<Pair<kFormat>*>(c0 + 8 * j) = narrow_pair<kFormat>(d[0] * inverse0, d[1] * inverse0);
+      if (row1 < length) {
+        *reinterpret_cast<Pair<kFormat>*>(c0 + 8 * hidden + 8 * j) = narrow_pair<kFormat>(d[2] * inverse1, d[3] * inverse1);
+      }
     }
   }
 #endif
 }
 
-template <int kHead>
-void start(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
-  static const bool allowed = (allow_shared(attention_kernel<kHead>, shared_bytes<kHead>(kMaxSteps, 2)), true);
+template <int kHead, Format kFormat>
+void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens, const AttentionShape& shape) {
+  static const bool allowed = (allow_shared(attention_kernel<kHead, kFormat>, shared_bytes<kHead>(kMaxSteps, 2)), true);
   (void)allowed;
   const int steps = ceil_div(shape.max_seqlen, kKeys), pairs = shape.heads * shape.batch;
   // Few heads: spread the queries over many blocks. Many: let a block keep its keys and values for all queries.
@@ -178,7 +183,18 @@ void start(cudaStream_t stream, const CUtensorMap& map, __half* context, const i
   const int blocks = pairs >= 4 * 132 * 2 ? 1 : ceil_div(steps, groups);
   Launch launch_shape{dim3(blocks, shape.heads, shape.batch), dim3(groups * kGroup), shared_bytes<kHead>(steps, groups)};
   launch_shape.overlap = true;
-  launch(stream, launch_shape, attention_kernel<kHead>, map, context, cu_seqlens, shape.heads, steps);
+  launch(stream, launch_shape, attention_kernel<kHead, kFormat>, map, static_cast<Stored<kFormat>*>(context), inverse_scale, cu_seqlens,
+         shape.heads, steps);
+}
+
+template <int kHead>
+void start(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+           const AttentionShape& shape) {
+  switch (format) {
+    case Format::half: return start<kHead, Format::half>(stream, map, context, inverse_scale, cu_seqlens, shape);
+    case Format::int8: return start<kHead, Format::int8>(stream, map, context, inverse_scale, cu_seqlens, shape);
+    case Format::fp8: return start<kHead, Format::fp8>(stream, map, context, inverse_scale, cu_seqlens, shape);
+  }
 }
 
 }  // namespace
@@ -189,9 +205,10 @@ CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& sha
   return matrix_map(qkv, rows, 3 * shape.heads * shape.head_size, kKeys, shape.head_size);
 }
 
-void attention_sm90(cudaStream_t stream, const CUtensorMap& map, __half* context, const int* cu_seqlens, const AttentionShape& shape) {
-  if (shape.head_size == 64) return start<64>(stream, map, context, cu_seqlens, shape);
-  if (shape.head_size == 32) return start<32>(stream, map, context, cu_seqlens, shape);
+void attention_sm90(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+                    const AttentionShape& shape) {
+  if (shape.head_size == 64) return start<64>(stream, map, context, format, inverse_scale, cu_seqlens, shape);
+  if (shape.head_size == 32) return start<32>(stream, map, context, format, inverse_scale, cu_seqlens, shape);
   fail("the Hopper attention has no kernel for head size ", shape.head_size);
 }
 

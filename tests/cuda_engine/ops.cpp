@@ -111,20 +111,22 @@ py::tuple product(int tile_columns, int split, int share, int epilogue, const Ha
   return py::make_tuple(to_host<uint16_t>(out, rows, columns), to_host<float>(out_stats, rows, out_tiles * 2), ms);
 }
 
-// qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms.
-py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_seqlen, bool fast, int repeats) {
+// qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms. The fast kernel can store 8 bits, which come as uint8.
+py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_seqlen, bool fast, int repeats, int format,
+                    float inverse_scale) {
   const int rows = static_cast<int>(qkv.shape(0)), hidden = static_cast<int>(qkv.shape(1)) / 3;
   const AttentionShape shape{static_cast<int>(cu_seqlens.size()) - 1, max_seqlen, heads, hidden / heads};
+  const Format stored = static_cast<Format>(format);
   auto d_qkv = to_device<__half>(qkv);
   auto d_bounds = to_device<int>(cu_seqlens);
-  auto out = poisoned<__half>(static_cast<size_t>(rows) * hidden);
+  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * hidden * bytes_of(stored));
   const CUtensorMap map = fast ? attention_map(d_qkv.data(), rows, shape) : CUtensorMap{};
   CUDA_CHECK(cudaDeviceSynchronize());
   const auto run = [&](cudaStream_t stream) {
     if (fast) {
-      attention_sm90(stream, map, out.data(), d_bounds.data(), shape);
+      attention_sm90(stream, map, out.data(), stored, inverse_scale, d_bounds.data(), shape);
     } else {
-      attention_plain<__half>(stream, d_qkv.data(), out.data(), d_bounds.data(), shape);
+      attention_plain<__half>(stream, d_qkv.data(), reinterpret_cast<__half*>(out.data()), d_bounds.data(), shape);
     }
   };
   float ms = 0;
@@ -133,7 +135,8 @@ py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_s
   } else {
     run(nullptr);
   }
-  return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
+  if (stored == Format::half) return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
+  return py::make_tuple(to_host<uint8_t>(out, rows, hidden), ms);
 }
 
 py::array_t<float> attention_f32(const Float& qkv, const Int& cu_seqlens, int heads, int max_seqlen) {
@@ -192,7 +195,8 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
 
 PYBIND11_MODULE(infer_c_ops, m) {
   m.def("product", &product);
-  m.def("attention", &attention);
+  m.def("attention", &attention, py::arg("qkv"), py::arg("cu_seqlens"), py::arg("heads"), py::arg("max_seqlen"), py::arg("fast"),
+        py::arg("repeats"), py::arg("format") = 0, py::arg("inverse_scale") = 1.f);
   m.def("attention_f32", &attention_f32);
   m.def("add_layernorm", &add_layernorm_f16);
   m.def("embed_sum", &embed_sum_f16);
