@@ -2,12 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the CUDA engine beside PyTorch on the same shapes in one run: eager in a CUDA graph, and torch.compile in one.
 
-    python3 scripts/benchmark_peers.py --models large base --lengths 128 384 --batch-sizes 1 32 128
+    python3 scripts/benchmark_peers.py --replace --precisions fp16 int8 fp8 --models large --lengths 128 384
+    python3 scripts/benchmark_peers.py --replace --precisions fp16 int8 fp8 --lengths --packed squad/dev-v1.1.json
 
-Appends one row a measurement to docs/results/h200.csv and prints the table. Random weights and ids (zeros run faster than
-data does), all positions real, FP16, device time between two CUDA events around one pass; the median of the ratio's two
-sides comes from the same process on the same GPU. The peers are what a user of PyTorch would write with care: fused query,
-key and value, scaled_dot_product_attention, tanh GELU.
+Keeps one row a measurement in docs/results/h200.csv, written after each; scripts/results_table.py makes the tables. Random
+weights and ids (zeros run faster than data does), all positions real, device time between two CUDA events around one pass;
+both sides of a ratio come from the same process on the same GPU. The peers are FP16 (torch_peer.py).
+
+--packed runs all windows of a SQuAD file, 128 sequences at a time in the file's order: as they are (engine "packed" in the
+results) and padded to 384 ("padded"). Their avg_ms is the whole time by 128 sequences.
+
+Exit status: 0 done; 1 a measurement failed, its row is left out and the others stand.
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,155 +33,209 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from helpers.backends import LoadOptions, cuda  # noqa: E402
-from helpers.batching import random_batch  # noqa: E402
-from helpers.bench import summary  # noqa: E402
-from helpers.engine_file import read_info  # noqa: E402
+import torch_peer  # noqa: E402
+from benchmark_matrix import facts_of_gpu  # noqa: E402
 
-MODELS = {  # hidden size, layers, heads, intermediate size
-    "base": (768, 12, 12, 3072),
-    "large": (1024, 24, 16, 4096),
-}
+from helpers import backends  # noqa: E402
+from helpers.batching import Batch, pack, random_batch  # noqa: E402
+from helpers.bench import percentile, summary  # noqa: E402
+from helpers.data_processing import WindowOptions, make_windows, read_squad  # noqa: E402
+from helpers.engine_file import read_info, written_whole  # noqa: E402
+from helpers.tokenization import FullTokenizer  # noqa: E402
+
 COLUMNS = ("model", "seq_len", "batch", "precision", "engine", "avg_ms", "p95_ms", "p99_ms", "machine", "versions", "date")
+KEY = COLUMNS[:5]
+PRECISIONS = {"fp16": ["--fp16"], "int8": ["--fp16", "--int8"], "fp8": ["--fp16", "--fp8"]}
+LONGEST, LARGEST = 384, 128  # what the engines are built for, and how SQuAD is run
+VOCABULARY_FILE = ROOT / "models" / "bert_minilm_l6_qa_squad11_fake_quant" / "vocab.txt"
 
 
-def peer(torch: Any, model: str, batch: int, length: int, compiled: bool) -> Callable[[], float]:
-    """Return a function that runs PyTorch once, in a CUDA graph, and returns its milliseconds."""
-    functional = torch.nn.functional
-    hidden, layers, heads, inner = MODELS[model]
+class Results:
+    """The rows of the CSV file, which is written whole after each new one."""
 
-    def random(*shape: int) -> Any:
-        return torch.randn(shape, device="cuda", dtype=torch.float16) * 0.02
+    def __init__(self, path: Path, replace: bool) -> None:
+        self.path, self.replace = path, replace
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+        self.facts = {"machine": facts_of_gpu("name") or "unknown GPU", "versions": torch_peer.versions()}
 
-    def one_layer(x: Any, p: dict[str, Any]) -> Any:
-        q, k, v = functional.linear(x, p["qkv"], p["qkv_bias"]).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        context = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
-        x = x + functional.linear(context, p["out"], p["out_bias"])
-        x = functional.layer_norm(x, (hidden,), p["gamma1"], p["beta1"], 1e-12)
-        wide = functional.gelu(functional.linear(x, p["up"], p["up_bias"]), approximate="tanh")
-        x = x + functional.linear(wide, p["down"], p["down_bias"])
-        return functional.layer_norm(x, (hidden,), p["gamma2"], p["beta2"], 1e-12)
-
-    def embed(ids: Any, segments: Any) -> Any:
-        x = word[ids] + position[None, :length] + kind[segments]
-        return functional.layer_norm(x, (hidden,), gamma, beta, 1e-12)
-
-    shapes = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    weights = []
-    for _ in range(layers):
-        p = {name: random(*shape) for name, shape in shapes.items()}
-        p |= {f"{name}_bias": random(shape[0]) for name, shape in shapes.items()}
-        p |= {f"gamma{i}": random(hidden) + 1 for i in (1, 2)} | {f"beta{i}": random(hidden) for i in (1, 2)}
-        weights.append(p)
-    word, position, kind, head = random(30522, hidden), random(512, hidden), random(2, hidden), random(2, hidden)
-    gamma, beta = random(hidden) + 1, random(hidden)
-    ids = torch.randint(0, 30522, (batch, length), device="cuda")
-    segments = torch.randint(0, 2, (batch, length), device="cuda")
-    # Compiled a layer at a time: all layers share the code, so it is compiled once and not 24 times.
-    run_embed, run_layer = (torch.compile(embed), torch.compile(one_layer)) if compiled else (embed, one_layer)
-
-    def forward() -> Any:
-        x = run_embed(ids, segments)
-        for p in weights:
-            x = run_layer(x, p)
-        return functional.linear(x, head)
-
-    stream = torch.cuda.Stream()
-    with torch.inference_mode(), torch.cuda.stream(stream):
-        for _ in range(3):
-            forward()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            forward()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def once() -> float:
-        with torch.cuda.stream(stream):
-            events[0].record()
-            graph.replay()
-            events[1].record()
-        events[1].synchronize()
-        return float(events[0].elapsed_time(events[1]))
-
-    return once
+    def add(self, key: tuple[object, ...], times: dict[str, float]) -> None:
+        """Keep a measurement; `key` is model, length, batch, precision, engine."""
+        row = dict(zip(KEY, map(str, key), strict=True))
+        if self.replace:
+            self.rows = [old for old in self.rows if any(old[name] != row[name] for name in KEY)]
+        numbers = {name: f"{times[name]:.4f}" for name in ("avg_ms", "p95_ms", "p99_ms")}
+        self.rows.append({**row, **numbers, **self.facts, "date": date.today().isoformat()})
+        with written_whole(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
-def ours(model: str, batch: int, length: int, directory: Path) -> Callable[[], float]:
-    """Return a function that runs our engine once, in a CUDA graph, and returns its milliseconds."""
-    path = directory / f"{model}.engine"
-    if not path.exists():
-        build_engine(model, path)
-    session = cuda.CudaSession(path, read_info(path), LoadOptions(enable_graph=True))
-    return session.timer(random_batch([length] * batch, 30522))
+class Engines:
+    """Our engines: built all at once while the peers are measured, each loaded when it is first needed and then kept."""
+
+    def __init__(self, models: list[str], precisions: list[str], directory: Path, pool: ThreadPoolExecutor) -> None:
+        self.built: dict[tuple[str, str], Future[Path]] = {
+            (model, precision): pool.submit(build_engine, model, precision, directory)
+            for model in models
+            for precision in precisions
+        }
+        self.loaded: dict[tuple[str, str], Any] = {}
+
+    def session(self, model: str, precision: str) -> Any:
+        key = model, precision
+        if key not in self.loaded:
+            path = self.built[key].result()
+            self.loaded[key] = backends.load(path, read_info(path), backends.LoadOptions(enable_graph=True))
+        return self.loaded[key]
+
+    def forget(self, model: str) -> None:
+        """Free the GPU memory of a model's engines."""
+        self.loaded = {key: session for key, session in self.loaded.items() if key[0] != model}
 
 
-def build_engine(model: str, path: Path) -> None:
+def build_engine(model: str, precision: str, directory: Path) -> Path:
     """Write an engine of random weights for up to 128 sequences of 384."""
-    hidden, layers, heads, inner = MODELS[model]
-    folder = path.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
+    hidden, layers, heads, inner = torch_peer.MODELS[model]
+    folder, path = directory / f"{model}-{precision}", directory / f"{model}-{precision}.engine"
+    folder.mkdir()
     (folder / "bert_config.json").write_text(
         f'{{"hidden_size": {hidden}, "num_hidden_layers": {layers}, "num_attention_heads": {heads}, "intermediate_size": {inner}, '
-        '"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu"}'
+        f'"vocab_size": {torch_peer.VOCABULARY}, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu"}}'
     )
-    command = [sys.executable, str(ROOT / "builder_varseqlen.py"), "--backend", "cuda", "--random-weights", "1", "--fp16"]
-    command += ["-c", str(folder), "-o", str(path), "-b", "128", "-s", "384"]
+    command = [sys.executable, str(ROOT / "builder_varseqlen.py"), "--backend", "cuda", "--random-weights", "1"]
+    command += ["-c", str(folder), "-o", str(path), "-b", str(LARGEST), "-s", str(LONGEST), *PRECISIONS[precision]]
     # Without the compiled module the builder searches no algorithms; the runs below search theirs.
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, "INFER_C_DIR": "/nonexistent"})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "INFER_C_DIR": "/nonexistent"})
+    if done.returncode:
+        raise RuntimeError(f"the build ended with status {done.returncode}: {(done.stderr.splitlines() or ['no word'])[-1]}")
+    return path
 
 
-def measure(once: Callable[[], float], iterations: int, warm_up: int) -> dict[str, Any]:
-    for _ in range(warm_up):
-        once()
-    return summary([once() for _ in range(iterations)], 1)
+class Benchmark:
+    """All measurements of a run; one that fails is noted, and the rest goes on."""
+
+    def __init__(self, args: argparse.Namespace, engines: Engines) -> None:
+        self.args, self.engines = args, engines
+        self.results = Results(args.csv, args.replace)
+        self.failures: list[str] = []
+
+    def attempt(self, key: tuple[object, ...], work: Callable[..., dict[str, float]], *arguments: object) -> None:
+        """Keep what `work` measures; note its failure."""
+        try:
+            times = work(*arguments)
+            self.results.add(key, times)
+            rate = int(str(key[2])) * 1000 / times["avg_ms"]
+            line = f"{times['avg_ms']:8.4f} ms, median {times['median_ms']:8.4f}, {rate:6.0f} sequences/s"
+            print("{:5} {:3} {:3} {:4} {:7}".format(*key), line, flush=True)
+        except Exception as error:
+            self.failures.append(f"{' '.join(map(str, key))}: {(str(error).splitlines() or [repr(error)])[0]}")
+            print(f"failed: {self.failures[-1]}", file=sys.stderr, flush=True)
+
+    def shape(self, model: str, length: int, batch: int) -> None:
+        """Measure every engine on one shape."""
+        began = time.perf_counter()
+        for engine in self.args.engines:
+            if engine != "ours":
+                self.attempt((model, length, batch, "fp16", engine), self.peer, model, batch, length, engine == "compile")
+                continue
+            for precision in self.args.precisions:
+                sequences = random_batch([length] * batch, torch_peer.VOCABULARY)
+                self.attempt((model, length, batch, precision, engine), self.ours, model, precision, sequences)
+        print(f"{model:5} {length:3} {batch:3} took {time.perf_counter() - began:.1f} s", flush=True)
+
+    def squad(self, model: str, batches: list[Batch]) -> None:
+        """Measure all windows of SQuAD, as they are and padded."""
+        began = time.perf_counter()
+        full = {size: random_batch([LONGEST] * size, torch_peer.VOCABULARY) for size in {batch.size for batch in batches}}
+        padded = [full[batch.size] for batch in batches]
+        for precision in self.args.precisions:
+            for engine, content in (("packed", batches), ("padded", padded)):
+                self.attempt((model, LONGEST, LARGEST, precision, engine), self.pass_over, model, precision, content)
+        print(f"{model:5} all windows took {time.perf_counter() - began:.1f} s", flush=True)
+
+    def peer(self, model: str, batch: int, length: int, compiled: bool) -> dict[str, float]:
+        return self.measure(torch_peer.timer(model, batch, length, compiled))
+
+    def ours(self, model: str, precision: str, sequences: Batch) -> dict[str, float]:
+        return self.measure(self.engines.session(model, precision).timer(sequences))
+
+    def measure(self, once: Callable[[], float]) -> dict[str, float]:
+        """Return the statistics of runs after a warm-up; both end early where runs are long."""
+        runs(once, self.args.warm_up, self.args.seconds / 8)
+        return summary(runs(once, self.args.iterations, self.args.seconds), 1)
+
+    def pass_over(self, model: str, precision: str, batches: list[Batch]) -> dict[str, float]:
+        """Return the statistics of a batch of 128: of each batch the median of three runs after one, a repeated batch once."""
+        session = self.engines.session(model, precision)
+        medians: dict[int, float] = {}
+        for batch in batches:
+            if id(batch) not in medians:
+                once = session.timer(batch)
+                once()
+                medians[id(batch)] = percentile([once() for _ in range(3)], 0.5)
+        times = [medians[id(batch)] for batch in batches]
+        return {**summary(times, 1), "avg_ms": LARGEST * sum(times) / sum(batch.size for batch in batches)}
 
 
-def machine_and_versions() -> tuple[str, str]:
-    try:
-        import torch
+def runs(once: Callable[[], float], count: int, seconds: float) -> list[float]:
+    """Return the milliseconds of `count` runs; of fewer, but three, once `seconds` have passed."""
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < count and (len(times) < 3 or time.perf_counter() - began < seconds):
+        times.append(once())
+    return times
 
-        cudnn = torch.backends.cudnn.version()
-        return torch.cuda.get_device_name(), f"PyTorch {torch.__version__}; CUDA {torch.version.cuda}; cuDNN {cudnn}"
-    except ImportError:
-        return "unknown GPU", "no PyTorch"
+
+def squad_batches(path: Path) -> list[Batch]:
+    """Return all windows of a SQuAD file in the file's order, 128 to a batch."""
+    tokenizer = FullTokenizer.from_file(VOCABULARY_FILE)
+    windows = []
+    for example in read_squad(path):
+        question, passage = tokenizer.encode([example.question, example.passage])
+        windows += make_windows(question, passage, tokenizer, WindowOptions(LONGEST, 128))
+    groups = [windows[begin : begin + LARGEST] for begin in range(0, len(windows), LARGEST)]
+    return [pack([window.ids for window in group], [window.segments for window in group]) for group in groups]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[128, 384])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128])
-    parser.add_argument("--engines", nargs="+", choices=("eager", "compile", "ours"), default=["eager", "compile", "ours"])
-    parser.add_argument("--iterations", type=int, default=100, help="timed runs (default 100)")
-    parser.add_argument("--warm-up", type=int, default=10, help="untimed runs before them (default 10)")
-    parser.add_argument("--csv", type=Path, default=ROOT / "docs" / "results" / "h200.csv", help="file to append to")
-    args = parser.parse_args()
-    machine, versions = machine_and_versions()
-    args.csv.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not args.csv.exists()
-    with args.csv.open("a", newline="") as file, tempfile.TemporaryDirectory() as directory:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow(COLUMNS)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=torch_peer.MODELS, default=list(torch_peer.MODELS))
+    add("--lengths", nargs="*", type=int, default=[128, 384], help="sequence lengths (default 128 384; none: only --packed)")
+    add("--batch-sizes", nargs="+", type=int, default=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128])
+    add("--engines", nargs="+", choices=("eager", "compile", "ours"), default=["eager", "compile", "ours"])
+    add("--precisions", nargs="+", choices=PRECISIONS, default=["fp16"], help="of our engine (default fp16)")
+    add("--packed", type=Path, metavar="FILE", help="also run all windows of this SQuAD file, packed and padded")
+    add("--iterations", type=int, default=100, help="timed runs (default 100)")
+    add("--warm-up", type=int, default=10, help="untimed runs before them (default 10)")
+    add("--seconds", type=float, default=2, help="begin no timed run after so long (default 2)")
+    add("--csv", type=Path, default=ROOT / "docs" / "results" / "h200.csv", help="results (default docs/results/h200.csv)")
+    add("--replace", action="store_true", help="drop older rows of what is measured; by default they stay before the new ones")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    batches = squad_batches(args.packed) if args.packed else []
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(3) as pool:
+        ours = args.models if "ours" in args.engines or batches else []
+        engines = Engines(ours, args.precisions, Path(directory), pool)
+        benchmark = Benchmark(args, engines)
         for model in args.models:
             for length in args.lengths:
                 for batch in args.batch_sizes:
-                    for engine in args.engines:
-                        if engine == "ours":
-                            once = ours(model, batch, length, Path(directory))
-                        else:
-                            import torch
-
-                            once = peer(torch, model, batch, length, engine == "compile")
-                        r = measure(once, args.iterations, args.warm_up)
-                        del once  # its memory is needed by the next
-                        numbers = [f"{r[name]:.4f}" for name in ("avg_ms", "p95_ms", "p99_ms")]
-                        today = date.today().isoformat()
-                        writer.writerow([model, length, batch, "fp16", engine, *numbers, machine, versions, today])
-                        file.flush()
-                        print(f"{model:6} {length:4} {batch:4} {engine:8} avg {numbers[0]} median {r['median_ms']:.4f}", flush=True)
+                    benchmark.shape(model, length, batch)
+            if batches:
+                benchmark.squad(model, batches)
+            engines.forget(model)
+    for failure in benchmark.failures:
+        print(f"not measured: {failure}", file=sys.stderr)
+    return 1 if benchmark.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

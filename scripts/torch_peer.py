@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT as a user of PyTorch would write it with care: the peer of benchmark_peers.py, eager or compiled, in a CUDA graph.
+
+Fused query, key and value, scaled_dot_product_attention, tanh GELU, FP16, all positions real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+MODELS = {  # hidden size, layers, heads, intermediate size
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+}
+VOCABULARY = 30522
+
+
+@lru_cache(maxsize=1)
+def weights(model: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return random weights on the GPU: those of embeddings and head, and those of each layer."""
+    import torch
+
+    hidden, layers, _, inner = MODELS[model]
+
+    def random(*shape: int) -> Any:
+        return torch.randn(shape, device="cuda", dtype=torch.float16) * 0.02
+
+    shapes = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    stack = []
+    for _ in range(layers):
+        p = {name: random(*shape) for name, shape in shapes.items()}
+        p |= {f"{name}_bias": random(shape[0]) for name, shape in shapes.items()}
+        p |= {f"gamma{i}": random(hidden) + 1 for i in (1, 2)} | {f"beta{i}": random(hidden) for i in (1, 2)}
+        stack.append(p)
+    rows = {"word": VOCABULARY, "position": 512, "kind": 2, "head": 2}
+    ends = {name: random(count, hidden) for name, count in rows.items()}
+    return ends | {"gamma": random(hidden) + 1, "beta": random(hidden)}, stack
+
+
+def timer(model: str, batch: int, length: int, compiled: bool) -> Callable[[], float]:
+    """Return a function that runs PyTorch once, in a CUDA graph, and returns its milliseconds between two CUDA events."""
+    import torch
+
+    functional = torch.nn.functional
+    hidden, _, heads, _ = MODELS[model]
+    ends, stack = weights(model)
+
+    def embed(ids: Any, segments: Any) -> Any:
+        x = ends["word"][ids] + ends["position"][None, :length] + ends["kind"][segments]
+        return functional.layer_norm(x, (hidden,), ends["gamma"], ends["beta"], 1e-12)
+
+    def one_layer(x: Any, p: dict[str, Any]) -> Any:
+        q, k, v = functional.linear(x, p["qkv"], p["qkv_bias"]).view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        context = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, hidden)
+        x = x + functional.linear(context, p["out"], p["out_bias"])
+        x = functional.layer_norm(x, (hidden,), p["gamma1"], p["beta1"], 1e-12)
+        wide = functional.gelu(functional.linear(x, p["up"], p["up_bias"]), approximate="tanh")
+        x = x + functional.linear(wide, p["down"], p["down_bias"])
+        return functional.layer_norm(x, (hidden,), p["gamma2"], p["beta2"], 1e-12)
+
+    run_embed, run_layer = embed, one_layer
+    if compiled:
+        # A layer at a time: all layers share the code, so it is compiled once and not 24 times. Forgetting the shapes before
+        # keeps every shape its own code: from the second on PyTorch would compile one code for all, and after eight none.
+        torch.compiler.reset()
+        run_embed, run_layer = (torch.compile(function, dynamic=False) for function in (embed, one_layer))
+    ids = torch.randint(0, VOCABULARY, (batch, length), device="cuda")
+    segments = torch.randint(0, 2, (batch, length), device="cuda")
+
+    def forward() -> Any:
+        x = run_embed(ids, segments)
+        for p in stack:
+            x = run_layer(x, p)
+        return functional.linear(x, ends["head"])
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which made the weights
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        for _ in range(2):
+            forward()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            forward()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def once() -> float:
+        with torch.cuda.stream(stream):
+            events[0].record()
+            graph.replay()
+            events[1].record()
+        events[1].synchronize()
+        return float(events[0].elapsed_time(events[1]))
+
+    return once
+
+
+def versions() -> str:
+    """Return the versions that the peers' figures depend on."""
+    try:
+        import torch
+
+        return f"PyTorch {torch.__version__}; CUDA {torch.version.cuda}; cuDNN {torch.backends.cudnn.version()}"
+    except ImportError:
+        return "no PyTorch"

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""benchmark_peers.py with doubles of PyTorch and of the engines: rows, failures, SQuAD in packed batches."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from conftest import ROOT, SAMPLE
+from helpers import backends
+from helpers.batching import Batch
+from helpers.engine_file import read_info
+
+Run = Callable[..., int]
+SHAPE = ("--models", "base", "--lengths", "128", "--batch-sizes", "2", "--iterations", "4")
+
+
+class Session:
+    """An engine that takes a microsecond a token."""
+
+    def timer(self, batch: Batch) -> Callable[[], float]:
+        return lambda: batch.tokens / 1000
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    module = importlib.import_module("benchmark_peers")
+    monkeypatch.setattr(module.torch_peer, "timer", lambda model, batch, length, compiled: lambda: 1.5 if compiled else 2.0)
+    monkeypatch.setattr(module, "build_engine", lambda model, precision, directory: directory / precision)
+    monkeypatch.setattr(module, "read_info", lambda path: path.name)
+    monkeypatch.setattr(backends, "load", lambda path, info, options: Session())
+    return module
+
+
+@pytest.fixture
+def run(peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    def script(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["benchmark_peers.py", "--csv", *map(str, (tmp_path / "a.csv", *words))])
+        return peers.main()
+
+    return script
+
+
+def rows(tmp_path: Path) -> list[tuple[str, ...]]:
+    with (tmp_path / "a.csv").open(newline="") as file:
+        return [tuple(row[name] for name in ("engine", "precision", "avg_ms")) for row in csv.DictReader(file)]
+
+
+def test_peers_in_fp16_and_ours_in_each_precision(run: Run, tmp_path: Path, capsys) -> None:
+    assert run(*SHAPE, "--precisions", "fp16", "fp8") == 0
+    ours = [("ours", precision, "0.2560") for precision in ("fp16", "fp8")]
+    assert rows(tmp_path) == [("eager", "fp16", "2.0000"), ("compile", "fp16", "1.5000"), *ours]
+    out = capsys.readouterr().out
+    assert "base  128   2 fp8  ours      0.2560 ms, median   0.2560,   7812 sequences/s" in out
+    assert "base  128   2 took 0." in out
+
+
+def test_rows_are_kept_or_replaced(run: Run, peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    run(*SHAPE)
+    monkeypatch.setattr(peers.torch_peer, "timer", lambda *shape: lambda: 1.0)
+    run(*SHAPE, "--engines", "compile")
+    assert [row[2] for row in rows(tmp_path) if row[0] == "compile"] == ["1.5000", "1.0000"]
+    run(*SHAPE, "--engines", "compile", "--replace")
+    assert [(row[0], row[2]) for row in rows(tmp_path)] == [("eager", "2.0000"), ("ours", "0.2560"), ("compile", "1.0000")]
+
+
+def test_one_failure_leaves_its_row_out(run: Run, peers: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
+    def broken(model: str, precision: str, directory: Path) -> Path:
+        if precision == "int8":
+            raise RuntimeError("broken on purpose\nwith more lines")
+        return directory / precision
+
+    monkeypatch.setattr(peers, "build_engine", broken)
+    assert run(*SHAPE, "--engines", "ours", "--precisions", "int8", "fp16") == 1
+    assert rows(tmp_path) == [("ours", "fp16", "0.2560")]
+    assert capsys.readouterr().err.splitlines()[-1] == "not measured: base 128 2 int8 ours: broken on purpose"
+
+
+def test_long_runs_are_fewer(peers: ModuleType) -> None:
+    assert len(peers.runs(lambda: 1.0, 5, 60)) == 5
+    assert len(peers.runs(lambda: 1.0, 5, 0)) == 3
+
+
+def test_all_windows_of_squad_packed_and_padded(run: Run, peers: ModuleType, tmp_path: Path) -> None:
+    batches = peers.squad_batches(SAMPLE)
+    sizes, lengths = [batch.size for batch in batches], [int(n) for batch in batches for n in batch.lengths]
+    assert set(sizes[:-1]) == {128} and lengths != sorted(lengths)
+    assert run("--models", "base", "--lengths", "--packed", SAMPLE) == 0
+    (packed, padded) = rows(tmp_path)
+    assert packed == ("packed", "fp16", f"{128 * sum(lengths) / len(lengths) / 1000:.4f}")
+    assert padded == ("padded", "fp16", f"{128 * 384 / 1000:.4f}")
+
+
+def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setitem(peers.torch_peer.MODELS, "tiny", (32, 2, 2, 64))
+    info = read_info(peers.build_engine("tiny", "fp16", tmp_path))
+    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 128, 384)
+    monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
+    with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
+        peers.build_engine("odd", "fp16", tmp_path)
