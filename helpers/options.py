@@ -121,8 +121,15 @@ OPTIONS = (
         "-f", "--fp16", on=BUILDERS, help="allow 16-bit arithmetic (on CPUs bfloat16 or float16, where the CPU has it)", **_FLAG
     ),
     _option("--bf16", on=BUILDERS, help="16-bit arithmetic as bfloat16 (TensorRT without plugins, CPUs)", **_FLAG),
-    _option("-i", "--int8", on=BUILDERS, help="allow INT8, with the weights' own ranges or calibrated ones", **_FLAG),
-    _option("--fp8", on=BUILDERS, help="allow FP8, with the same ranges (GPUs of compute capability 8.9 and later)", **_FLAG),
+    _option(
+        "-i", "--int8", on=BUILDERS, help="allow INT8, with the weights' own ranges or calibrated ones (cuda: Hopper)", **_FLAG
+    ),
+    _option(
+        "--fp8",
+        on=BUILDERS,
+        help="allow FP8, with the same ranges (TensorRT: compute capability 8.9 and later; cuda: Hopper)",
+        **_FLAG,
+    ),
     _option("-t", "--strict", on=BUILDERS, help="obey precision requests (TensorRT)", **_FLAG),
     _option(
         "-w",
@@ -132,8 +139,8 @@ OPTIONS = (
         metavar="MIB",
         help="TensorRT workspace (default: 2500; varseqlen: no limit)",
     ),
-    _option("-iln", "--force-int8-skipln", on="builder", help="INT8 into and out of the residual additions", **_FLAG),
-    _option("-imh", "--force-int8-multihead", on="builder", help="INT8 into and out of the attention", **_FLAG),
+    _option("-iln", "--force-int8-skipln", on="builder", help="8 bits into the residual additions", **_FLAG),
+    _option("-imh", "--force-int8-multihead", on="builder", help="8 bits into and out of the attention (not cuda)", **_FLAG),
     _option("-g", "--force-fc2-gemm", on="builder", help="second feed-forward product as a 16-bit GEMM (TensorRT)", **_FLAG),
     _option("-il", "--interleaved", on="builder_varseqlen", help="interleaved INT8 layout (TensorRT)", **_FLAG),
     _option("--megatron", on="builder_varseqlen", help="Megatron residual structure (with --pickle, --int8 and -il)", **_FLAG),

@@ -13,16 +13,18 @@ import numpy as np
 
 from helpers.batching import Batch
 from helpers.config import BertConfig
+from helpers.eight_bit import LIMITS, EightBit, nearest
 from helpers.weights import Weights
 from helpers.weights.names import FINAL_RANGE
 
 Observer = Callable[[str, np.ndarray], None]
 
 
-def fake_quantise(x: np.ndarray, amax: np.ndarray) -> np.ndarray:
-    """Return x rounded to the symmetric INT8 grid with scale amax / 127; amax is () or matches the leading axis of x."""
-    scale = (np.asarray(amax, x.dtype) / 127).reshape((-1,) + (1,) * (x.ndim - 1)) if np.ndim(amax) else x.dtype.type(amax) / 127
-    return np.clip(np.rint(x / scale), -127, 127) * scale
+def fake_quantise(x: np.ndarray, amax: np.ndarray, precision: EightBit = "int8") -> np.ndarray:
+    """Return x rounded to an 8-bit format with scale amax / its limit; amax is () or matches the leading axis of x."""
+    scale = np.asarray(amax, x.dtype) / x.dtype.type(LIMITS[precision])
+    scale = scale.reshape((-1,) + (1,) * (x.ndim - 1)) if scale.ndim else scale
+    return nearest(x / scale, precision) * scale
 
 
 def layer_norm(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, epsilon: float) -> np.ndarray:
@@ -50,18 +52,24 @@ class Reference:
     """A model in NumPy.
 
     dtype: float32 or float64, of all arithmetic.
-    ranges: amax by name; given, every tensor that has one is rounded to INT8 at that place, weights by output row (the
+    ranges: amax by name; given, every tensor that has one is rounded to 8 bits at that place, weights by output row (the
         arithmetic of quantisation-aware training). The head stays in floating point.
+    precision: what it is rounded to, "int8" or "fp8".
     """
 
     def __init__(
-        self, config: BertConfig, weights: Weights, dtype: type = np.float32, ranges: Mapping[str, np.ndarray] | None = None
+        self,
+        config: BertConfig,
+        weights: Weights,
+        dtype: type = np.float32,
+        ranges: Mapping[str, np.ndarray] | None = None,
+        precision: EightBit = "int8",
     ) -> None:
-        self.config, self.dtype, self.ranges = config, dtype, ranges or {}
+        self.config, self.dtype, self.ranges, self.precision = config, dtype, ranges or {}, precision
         self.tensors: dict[str, np.ndarray] = {name: array.astype(dtype) for name, array in weights.tensors.items()}
         for name in [name for name in self.ranges if name.endswith("_kernel_amax")]:
             kernel = name.removesuffix("_amax")
-            self.tensors[kernel] = fake_quantise(self.tensors[kernel], self.ranges[name])
+            self.tensors[kernel] = fake_quantise(self.tensors[kernel], self.ranges[name], precision)
 
     def __call__(self, batch: Batch, observe: Observer | None = None) -> np.ndarray:
         """Return start and end logits, (tokens, 2).
@@ -121,4 +129,4 @@ class Reference:
 
     def _round(self, name: str, x: np.ndarray, see: Observer) -> np.ndarray:
         see(name, x)
-        return fake_quantise(x, self.ranges[name]) if name in self.ranges else x
+        return fake_quantise(x, self.ranges[name], self.precision) if name in self.ranges else x

@@ -12,27 +12,33 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from conftest import ROOT, small_config, small_weights
 from helpers import backends
-from helpers.backends import cuda
+from helpers.backends import cuda, cuda_file
 from helpers.config import BuildOptions
 from helpers.engine_file import METADATA_KEY, EngineInfo, read_info
-from helpers.errors import MissingDependency, UsageError
+from helpers.errors import EngineMismatch, InputError, MissingDependency, UsageError
+from helpers.weights import Weights
+from helpers.weights.names import activation_ranges
 
 CONFIG = small_config()
 
 
-def write_engine(path: Path, fp16: bool = True, **changes: object) -> Path:
-    """Build an engine of a small model."""
+def write_engine(
+    path: Path, fp16: bool = True, weights: Weights | None = None, asked: dict | None = None, **changes: object
+) -> Path:
+    """Build an engine of a small model. asked: further build options; changes: of the model's configuration."""
     config = replace(CONFIG, **changes)
-    options = BuildOptions(path, fp16=fp16, batch_sizes=(1, 4), sequence_lengths=(16, 64))
+    options = BuildOptions(path, fp16=fp16, batch_sizes=(1, 4), sequence_lengths=(16, 64), **(asked or {}))
     info = EngineInfo("cuda", "packed", options.precision, options.batch_sizes, options.sequence_lengths, config)
-    cuda.build(config, small_weights(config), options, info)
+    cuda.build(config, weights or small_weights(config), options, info)
     return path
 
 
@@ -62,9 +68,9 @@ def test_engine_holds_fused_products_in_the_precision_asked_for(tmp_path: Path) 
 
 def test_query_key_and_value_lie_in_this_order() -> None:
     weights = small_weights(CONFIG)
-    tensors = cuda.packed_tensors(CONFIG, weights, np.dtype(np.float32))
+    tensors = cuda_file.packed_tensors(CONFIG, weights, np.dtype(np.float32))
     hidden = CONFIG.hidden_size
-    for place, name in enumerate(cuda.QUERY_KEY_VALUE):
+    for place, name in enumerate(cuda_file.QUERY_KEY_VALUE):
         part = slice(place * hidden, (place + 1) * hidden)
         assert np.array_equal(tensors["l1_attention_self_qkv_kernel"][part], weights[f"l1_{name}_kernel"])
         assert np.array_equal(tensors["l1_attention_self_qkv_bias"][part], weights[f"l1_{name}_bias"])
@@ -72,7 +78,12 @@ def test_query_key_and_value_lie_in_this_order() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"intermediate_size": 100}, "multiple of 8"), ({"num_attention_heads": 1, "hidden_size": 136}, "head sizes to 128")],
+    [
+        ({"intermediate_size": 100}, "intermediate_size that is a multiple of 8 in fp16, not 100; use --backend cpu"),
+        ({"num_attention_heads": 1, "hidden_size": 136}, "head sizes to 128"),
+        ({"intermediate_size": 136, "asked": {"int8": True}}, "multiple of 16 in int8, not 136; give --fp16 instead of --int8"),
+        ({"hidden_size": 40, "asked": {"fp8": True}}, "hidden_size that is a multiple of 16 in fp8, not 40; give --fp16"),
+    ],
 )
 def test_sizes_beyond_the_kernels_are_refused(tmp_path: Path, changes: dict, word: str) -> None:
     with pytest.raises(UsageError, match=word):
@@ -84,13 +95,90 @@ def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
     weights = small_weights(CONFIG)
     weights.tensors["l0_output_dense_kernel"][0, 0] = 1e6
     with pytest.raises(UsageError, match=r"l0_output_dense_kernel.*65504"):
-        cuda.packed_tensors(CONFIG, weights, np.dtype(np.float16))
+        cuda_file.packed_tensors(CONFIG, weights, np.dtype(np.float16))
+    ranges = dict.fromkeys(activation_ranges(CONFIG), np.float32(1))
+    cuda_file.packed_tensors(CONFIG, Weights(weights.tensors, ranges), np.dtype(np.float16), "int8")  # kernels have scales there
+    weights.tensors["bert_embeddings_position_embeddings"][0, 0] = 1e6
+    with pytest.raises(UsageError, match=r"bert_embeddings_position_embeddings.*65504; leave out --fp16, --int8 and --fp8"):
+        cuda_file.packed_tensors(CONFIG, Weights(weights.tensors, ranges), np.dtype(np.float16), "int8")
 
 
-def test_eight_bits_are_refused(tmp_path: Path) -> None:
-    options = BuildOptions(tmp_path / "e", int8=True)
-    with pytest.raises(UsageError, match="--fp16"):
-        cuda.build(CONFIG, small_weights(CONFIG), options, EngineInfo("cuda", "packed", "int8", (1,), (16,), CONFIG))
+def ranged(kernels: bool) -> Weights:
+    """Return a small model with made-up activation ranges; with ranges of its kernels too, narrower than their largest values."""
+    weights = small_weights(CONFIG)
+    ranges = {name: np.float32(1 + number / 8) for number, name in enumerate(activation_ranges(CONFIG))}
+    names = [name for name in weights.tensors if kernels and name.startswith("l") and name.endswith("_kernel")]
+    ranges |= {f"{name}_amax": np.abs(weights[name]).max(1) * np.float32(0.75) for name in names}
+    return Weights(weights.tensors, ranges)
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["own ranges", "stored ranges"])
+@pytest.mark.parametrize(("precision", "limit", "dtype"), [("int8", 127, np.int8), ("fp8", 448, np.uint8)])
+def test_eight_bit_products_come_back_within_half_a_step(tmp_path: Path, precision, limit, dtype, kernels: bool) -> None:
+    weights = ranged(kernels)
+    stored = load_file(write_engine(tmp_path / "e", False, weights, {precision: True}))
+    assert read_info(tmp_path / "e").precision == precision
+    assert stored["bert_embeddings_word_embeddings"].dtype == np.float16
+    assert stored["cls_squad_output_weights"].dtype == np.float32
+    for layer in range(CONFIG.num_hidden_layers):
+        for product, parts in cuda_file.PRODUCTS.items():
+            name = f"l{layer}_{product}"
+            kernel, bias = (np.concatenate([weights[f"l{layer}_{part}_{kind}"] for part in parts]) for kind in ("kernel", "bias"))
+            amax = np.abs(kernel).max(1) * (0.75 if kernels else 1)
+            input_amax = max(float(weights.ranges[f"l{layer}_{part}_input_amax"]) for part in parts)
+            assert stored[f"{name}_kernel"].dtype == dtype and stored[f"{name}_input_scale"].shape == (1,)
+            np.testing.assert_array_equal(stored[f"{name}_bias"], bias)
+            np.testing.assert_allclose(stored[f"{name}_input_scale"], input_amax / limit, rtol=1e-6)
+            np.testing.assert_allclose(stored[f"{name}_scale"], amax / limit * input_amax / limit, rtol=1e-6)
+            codes = stored[f"{name}_kernel"]
+            values = (codes if precision == "int8" else codes.view(ml_dtypes.float8_e4m3fn)).astype(np.float32)
+            scale = stored[f"{name}_scale"] / stored[f"{name}_input_scale"]
+            wanted = np.clip(kernel, -amax[:, None], amax[:, None]) / scale[:, None]
+            # INT8 steps are 1; E4M3 has 3 bits of mantissa, and steps of 1/512 below 1/64.
+            half = 0.5 if precision == "int8" else np.maximum(np.abs(wanted) / 16, 1 / 1024)
+            assert (np.abs(values - wanted) <= half * 1.0001).all()
+            assert np.abs(values).max() == limit
+
+
+def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> None:
+    plain = load_file(write_engine(tmp_path / "plain"))
+    for precision in ("int8", "fp8"):
+        stored = load_file(write_engine(tmp_path / precision, weights=ranged(False), asked={precision: True}))
+        kernels = {f"l{layer}_{product}_kernel" for layer in range(CONFIG.num_hidden_layers) for product in cuda_file.PRODUCTS}
+        assert stored.keys() - plain.keys() == {name.replace("kernel", end) for name in kernels for end in ("scale", "input_scale")}
+        for name in plain.keys() - kernels:
+            assert stored[name].dtype == plain[name].dtype
+            np.testing.assert_array_equal(stored[name], plain[name])
+
+
+def test_residuals_in_eight_bits_are_noted(tmp_path: Path) -> None:
+    for precision, noted in (("int8", {"residual_8bit": True}), ("fp8", {"residual_8bit": True}), ("fp16", {})):
+        asked = {precision: True, "force_int8_skipln": True}
+        options = {"fp16": asked.pop("fp16", False), "asked": asked}
+        assert read_info(write_engine(tmp_path / "e", weights=ranged(False), **options)).details == noted
+    assert read_info(write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})).details == {}
+
+
+def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
+    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89))
+    path = write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})
+    info = read_info(path)
+    sentence = r"e is an int8 engine, which needs compute capability 9\.0 \(Hopper\), this GPU has 8\.9; build it again with --fp16"
+    with pytest.raises(EngineMismatch, match=sentence):
+        backends.load(path, info, backends.LoadOptions())
+
+
+def test_attention_in_eight_bits_has_no_effect() -> None:
+    said: list[str] = []
+    options = BuildOptions(Path("e"), int8=True, force_int8_multihead=True, force_int8_skipln=True)
+    backends.check_options("cuda", options, said.append)
+    assert said == ["-imh/--force-int8-multihead has no effect on cuda engines"]
+
+
+def test_weights_without_ranges_make_no_eight_bit_engine(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no activation range l0_attention_self_query_input_amax"):
+        write_engine(tmp_path / "e", asked={"int8": True})
 
 
 def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> None:

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from helpers.backends import LoadOptions, Session
+from helpers.backends.cuda_file import packed_tensors
 from helpers.batching import Batch
 from helpers.config import BertConfig, BuildOptions
+from helpers.eight_bit import eight_bit_format
 from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
 from helpers.errors import EngineMismatch, MissingDependency, UsageError
 from helpers.files import cache_directory
 from helpers.weights import Weights
-from helpers.weights import names as weight_names
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
-QUERY_KEY_VALUE = ("attention_self_query", "attention_self_key", "attention_self_value")
 
 
 def infer_c() -> Any:
@@ -64,12 +64,13 @@ def check_build() -> None:
 
 def build(config: BertConfig, weights: Weights, options: BuildOptions, info: EngineInfo) -> None:
     """Write the safetensors file; where a GPU is at hand, search its algorithms now and keep them in the file."""
-    if options.int8 or options.fp8:
-        raise UsageError("the cuda backend has no 8-bit arithmetic yet; give --fp16 instead of --int8 or --fp8")
+    eight_bit = eight_bit_format(options.precision)
+    step = 16 if eight_bit else 8  # rows of 16 bytes
     for name in ("hidden_size", "intermediate_size"):
-        if getattr(config, name) % 8:
+        if (size := getattr(config, name)) % step:
+            remedy = f"give --fp16 instead of --{options.precision}" if eight_bit else "use --backend cpu"
             raise UsageError(
-                f"the cuda backend needs a {name} that is a multiple of 8, not {getattr(config, name)}; use --backend cpu"
+                f"the cuda backend needs a {name} that is a multiple of {step} in {options.precision}, not {size}; {remedy}"
             )
     if config.head_size > 128 or config.hidden_size > 4096:
         raise UsageError(
@@ -78,49 +79,21 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
         )
     from safetensors.numpy import save_file
 
-    tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 else np.float32))
+    if eight_bit and options.force_int8_skipln:
+        info = replace(info, details={**info.details, "residual_8bit": True})
+    tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 or eight_bit else np.float32), eight_bit)
     with written_whole(options.output) as temporary:
         save_file(tensors, str(temporary), {METADATA_KEY: info.to_json()})
         if found := _search(temporary, info):
             save_file(tensors, str(temporary), {METADATA_KEY: replace(info, details={**info.details, **found}).to_json()})
 
 
-def packed_tensors(config: BertConfig, weights: Weights, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
-    """Return the tensors of an engine file: query, key and value as one product; matrices in `dtype`, vectors and head in FP32."""
-    tensors: dict[str, np.ndarray] = {}
-    fused = {
-        f"l{layer}_{name}_{part}"
-        for layer in range(config.num_hidden_layers)
-        for name in QUERY_KEY_VALUE
-        for part in ("kernel", "bias")
-    }
-    for name in weight_names.expected_shapes(config):
-        if name in fused:
-            continue
-        array = weights[name]
-        narrow = array.ndim == 2 and name != weight_names.HEAD_KERNEL
-        tensors[name] = _narrowed(name, array, dtype) if narrow else array
-    for layer in range(config.num_hidden_layers):
-        for part, kind in (("kernel", dtype), ("bias", np.dtype(np.float32))):
-            parts = [weights[f"l{layer}_{name}_{part}"] for name in QUERY_KEY_VALUE]
-            name = f"l{layer}_attention_self_qkv_{part}"
-            tensors[name] = _narrowed(name, np.concatenate(parts), kind)  # (3 hidden, hidden) or (3 hidden,)
-    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-
-
-def _narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = array.astype(dtype)
-    if not np.isfinite(narrow).all():
-        raise UsageError(f"{name} has values up to {np.abs(array).max():.3g}, beyond FP16's 65504; leave out --fp16")
-    return narrow
-
-
 def _search(path: Path, info: EngineInfo) -> dict[str, Any]:
     """Return the algorithms timed on this machine's GPU for the engine's shapes; nothing where it has none."""
     try:
         check()
-    except MissingDependency:
+        check_hardware(path, info)
+    except (MissingDependency, EngineMismatch):
         return {}
     engine = infer_c().bert_inf(str(path), enable_graph=False)
     for size in info.batch_sizes:
@@ -131,11 +104,18 @@ def _search(path: Path, info: EngineInfo) -> dict[str, Any]:
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
     """Open an engine on the first GPU."""
-    if info.precision not in ("fp16", "fp32"):
-        raise EngineMismatch(
-            f"{path} is an {info.precision} engine, which the cuda backend cannot run yet; build it again with --fp16"
-        )
+    check_hardware(path, info)
     return CudaSession(path, info, options)
+
+
+def check_hardware(path: Path, info: EngineInfo) -> None:
+    """Raise EngineMismatch when this machine's GPU lacks the arithmetic of an engine's precision."""
+    capability = infer_c().capability()
+    if eight_bit_format(info.precision) and capability != 90:
+        raise EngineMismatch(
+            f"{path} is an {info.precision} engine, which needs compute capability 9.0 (Hopper), this GPU has {capability / 10}; "
+            "build it again with --fp16 instead"
+        )
 
 
 class CudaSession:
