@@ -22,16 +22,15 @@ namespace bert {
 namespace {
 
 constexpr int kProducts = 4;  // of a layer: query-key-value, attention output, intermediate, output
-// Boxes of the tensor maps, (rows, columns).
-constexpr int kWeightBoxes[][2] = {{64, 64}, {96, 64}, {128, 64}, {128, 32}};
-constexpr int kInputBoxes[][2] = {{kRowBox, 64}, {kRowBox / 2, 64}, {kRowBox / 4, 64}, {kRowBox, 32}};
-constexpr int kBoxes = 4;
+// Rows of the tensor maps' boxes, each 128 bytes wide.
+constexpr int kWeightBoxes[] = {64, 96, 128}, kInputBoxes[] = {kRowBox, kRowBox / 2, kRowBox / 4};
+constexpr int kBoxes = 3;
 
-int box_of(const int (&boxes)[kBoxes][2], int rows, int columns) {
+int box_of(const int (&boxes)[kBoxes], int rows) {
   for (int i = 0; i < kBoxes; ++i) {
-    if (boxes[i][0] == rows && boxes[i][1] == columns) return i;
+    if (boxes[i] == rows) return i;
   }
-  fail("there is no tensor map with boxes of ", rows, " x ", columns);
+  fail("there is no tensor map with boxes of ", rows, " rows");
 }
 
 using Choice = std::vector<Variant>;  // one for each product
@@ -44,7 +43,7 @@ struct Operand {
   const __half* half_bias = nullptr;               // `bias` for a library's epilogue
   CUtensorMap maps[kBoxes];                        // by kWeightBoxes
 
-  const CUtensorMap& map(const Variant& v) const { return maps[box_of(kWeightBoxes, v.box_rows(), v.box_columns())]; }
+  const CUtensorMap& map(const Variant& v) const { return maps[box_of(kWeightBoxes, v.box_rows())]; }
 };
 
 struct Layer {
@@ -74,7 +73,7 @@ class EncoderSm90 final : public Encoder {
     const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) {
       const int depth = i == 3 ? config_.intermediate_size : hidden;
-      for (int b = 0; b < kBoxes; ++b) input_maps_[i][b] = matrix_map(inputs[i], capacity_, depth, kInputBoxes[b][0], kInputBoxes[b][1]);
+      for (int b = 0; b < kBoxes; ++b) input_maps_[i][b] = matrix_map(inputs[i], Format::half, capacity_, depth, kInputBoxes[b]);
     }
     fast_attention_ = attention_sm90_fits(config_.head_size(), limits.max_length);
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
@@ -126,7 +125,7 @@ class EncoderSm90 final : public Encoder {
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
-        product_sm90(stream, choice[i], epilogue, input_maps_[i][box_of(kInputBoxes, choice[i].input_rows(), choice[i].box_columns())], o.map(choice[i]), product, rows, multiprocessors_);
+        product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i][box_of(kInputBoxes, choice[i].input_rows())], o.map(choice[i]), product, rows);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -186,7 +185,7 @@ class EncoderSm90 final : public Encoder {
   // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
   Variant default_variant(int rows, const Operand& o) const {
     const int tiles = ceil_div(rows, kRowBox) * ceil_div(o.columns, 256);
-    if (2 * tiles >= 2 * multiprocessors_) return {256, 1, 1};
+    if (2 * tiles >= 2 * multiprocessors_) return {256, 1, 2};
     Variant v{64, 1, 1};
     while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
     while (v.split > ceil_div(o.depth, 64)) v.split /= 2;
@@ -288,7 +287,7 @@ void EncoderSm90::load() {
     gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "output_layernorm_beta", hidden);
     for (Operand& o : layer.products) {
-      for (int b = 0; b < kBoxes; ++b) o.maps[b] = matrix_map(o.weights, o.columns, o.depth, kWeightBoxes[b][0], kWeightBoxes[b][1]);
+      for (int b = 0; b < kBoxes; ++b) o.maps[b] = matrix_map(o.weights, Format::half, o.columns, o.depth, kWeightBoxes[b]);
     }
     layers_.push_back(layer);
   }

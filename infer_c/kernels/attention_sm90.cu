@@ -202,7 +202,7 @@ void start(cudaStream_t stream, const CUtensorMap& map, void* context, Format fo
 bool attention_sm90_fits(int head_size, int max_seqlen) { return (head_size == 32 || head_size == 64) && max_seqlen <= kMaxSteps * kKeys; }
 
 CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape) {
-  return matrix_map(qkv, rows, 3 * shape.heads * shape.head_size, kKeys, shape.head_size);
+  return matrix_map(qkv, Format::half, rows, 3 * shape.heads * shape.head_size, kKeys, 2 * shape.head_size);
 }
 
 void attention_sm90(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,

@@ -2,13 +2,15 @@
 // The number formats of what products read: FP16, or one of the two 8-bit ones with a scale beside it.
 #pragma once
 
+#include <cuda_runtime.h>
+
 namespace bert {
 
 enum class Format { half, int8, fp8 };  // fp8 is E4M3
 
-constexpr int bytes_of(Format format) { return format == Format::half ? 2 : 1; }
+__host__ __device__ constexpr int bytes_of(Format format) { return format == Format::half ? 2 : 1; }
 
 // The largest magnitude of a format: a tensor with range `amax` is stored as value * limit / amax.
-constexpr float limit_of(Format format) { return format == Format::int8 ? 127.f : format == Format::fp8 ? 448.f : 65504.f; }
+__host__ __device__ constexpr float limit_of(Format format) { return format == Format::int8 ? 127.f : format == Format::fp8 ? 448.f : 65504.f; }
 
 }  // namespace bert

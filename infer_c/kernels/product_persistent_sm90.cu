@@ -1,54 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor walks over tiles of 128 x 256. One warp feeds a ring of 4 or 8
-// stages (192 KB; shallower stages free their place earlier, deeper ones cost fewer barriers) through the copy engine, two more fetch what the epilogue needs, two warpgroups multiply 64 rows each. Two blocks of
-// a cluster work on neighbouring rows and share the weights: each fetches half and multicasts it, so a block draws 32 KB from
-// the L2 for 48 KB of operands. (Giving each warpgroup tiles of its own, 64 x 256 in turn, hides the epilogues but draws half
-// as much again from the L2, which then limits: 62 ms against 54 for BERT-large, 128 x 384 tokens.)
+// Hopper product for many rows: one block a multiprocessor, two warpgroups that take turns at tiles of 64 x 256, so that one
+// finishes its tile (epilogue) while the other keeps the tensor cores busy. One warp feeds a ring of 5 stages of 40 KB through
+// the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the
+// same weights: each fetches its part of them and multicasts it. With 4, a block draws 16 KB from the L2 for each 64 x 256 x 128
+// bytes of products, as little as tiles of 128 x 256 shared by 2 (which leave the tensor cores idle during every epilogue).
+#include <map>
+
 #include "launch.h"
+#include "product_epilogue.cuh"
 #include "product_sm90.h"
-#include "row_stats.cuh"
 #include "wgmma.cuh"
 
 namespace bert {
 
 namespace {
 
-constexpr int kTile = 256;
-constexpr int kCluster = 2;
-constexpr int kConsumerWarps = 8;
-constexpr int kSideWarps = 2;
-constexpr int kSideThreads = kSideWarps * kWarp;
+constexpr int kRows = 64, kTile = 256;  // of a warpgroup's turn
+constexpr int kGroups = 2, kGroupWarps = 4;
+constexpr int kConsumerWarps = kGroups * kGroupWarps;
+constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kFeederRegisters = 88, kConsumerRegisters = 208;  // 128 x 88 + 256 x 208 = 64,512 of 65,536
 
-constexpr int kChunk = 64;             // columns the epilogue handles at a time
-constexpr int kPitch = kChunk + 8;     // halves of a row in the epilogue's buffer; + 8 keeps 16-byte accesses apart
-constexpr int kChunkBytes = 16 * kPitch * 2;  // 16 rows: one warp's
+constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
+constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;
+constexpr int kStages = 5;
+constexpr int kPitch = 128 + 16;            // bytes of a row in the epilogue's buffer; + 16 keeps accesses apart
+constexpr int kChunkBytes = 16 * kPitch;    // 16 rows: one warp's
 
-// What the epilogue of a tile needs besides the products; fetched by two warps while the tile before is at work.
+// What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
 struct Side {
-  Norm norms[kRowBox];
-  float bias[kTile], factor[kTile];
+  Norm norms[kRows];
+  float scale[kTile], bias[kTile], factor[kTile];
 };
+static_assert(kTile == 4 * kSideThreads && kRows == kSideThreads, "the side warps fetch 4 columns and a row a thread");
 
-// A ring of stages that are kDepth (64 or 32) columns of the input deep.
-template <int kDepth>
-struct Ring {
-  static constexpr int kStages = 256 / kDepth;
-  static constexpr int kInputBytes = kRowBox * kDepth * 2;
-  static constexpr int kStageBytes = kInputBytes + kTile * kDepth * 2;
-  static constexpr int kLag = 128 / kDepth;
-  static constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + 2 * sizeof(Side) + (2 * kStages + 4) * 8;
-};
-static_assert(kTile == 4 * kSideThreads && kRowBox == 2 * kSideThreads, "the side warps fetch 4 columns a thread");
-static_assert(Ring<64>::kSharedBytes <= 232448 && Ring<32>::kSharedBytes <= 232448, "227 KB is what a block can have");
-
-template <Epilogue kEpilogue>
-__device__ inline float finish(float acc, float bias, float factor, Norm norm, float residual) {
-  if (kEpilogue == Epilogue::residual) return acc + bias + (residual - norm.mean) * norm.scale * factor;
-  const float x = norm.scale * (acc - norm.mean * factor) + bias;
-  return kEpilogue == Epilogue::norm_gelu_tanh ? gelu_tanh(x) : kEpilogue == Epilogue::norm_gelu_erf ? gelu_erf(x) : x;
-}
+constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * kStages + 2 * kGroups) * 8;
+static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
 
 // Fetch a warp's 16 x 64 values of the residual, whole lines: each is under way while the chunk before it is worked on.
 __device__ inline void load_residual(uint4 (&lines)[4], const Product& p, int first_row, int first_column, int rows) {
@@ -60,43 +48,52 @@ __device__ inline void load_residual(uint4 (&lines)[4], const Product& p, int fi
   }
 }
 
-// Finish a warp's 16 x 256 results: rows go through shared memory 64 columns at a time, so that the residual is read and
-// the output written in whole 128-byte lines.
-template <Epilogue kEpilogue>
-__device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& side, __half* buffer, int tile_row, int first_row, int first_column,
-                         int rows) {
-  const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 8;  // line, vector: 16-byte accesses
-  const int row0 = lane / 4, pair = 2 * (lane % 4);                              // the results' layout, wgmma.cuh
-  const Norm norm0 = side.norms[tile_row + row0], norm1 = side.norms[tile_row + row0 + 8];
+// Finish a warp's 16 x 256 results: rows go through shared memory 128 bytes at a time, so that the residual is read and the
+// output written in whole lines. `row` is the warp's first one, in the tile (`side`) and in the matrix.
+template <Format kFormat, Epilogue kEpilogue>
+__device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], const Product& p, const Side& side, char* buffer, int tile_row, int first_row,
+                         int first_column, int rows) {
+  using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
+  using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
+  constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
+  constexpr int kChunk = 128 / sizeof(Out);                                           // columns handled at a time
+  const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 16;      // line, vector: 16-byte accesses
+  const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
+  Norm norm0{}, norm1{};
+  if (has_norms(kEpilogue)) norm0 = side.norms[tile_row + row0], norm1 = side.norms[tile_row + row0 + 8];
   uint4 lines[4];  // the next chunk of the residual
   float sum0 = 0, sum1 = 0;
-  if (kEpilogue == Epilogue::residual) load_residual(lines, p, first_row + tile_row, first_column, rows);
+  if (kResidual) load_residual(lines, p, first_row, first_column, rows);
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
-    const int column = first_column + c * kChunk + vector;
+    const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
     if (first_column + c * kChunk >= p.columns) break;
-    if (kEpilogue == Epilogue::residual) {
+    if (kResidual) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = lines[i];
       __syncwarp();
-      if (c + 1 < kTile / kChunk) load_residual(lines, p, first_row + tile_row, first_column + (c + 1) * kChunk, rows);
+      if (c + 1 < kTile / kChunk) load_residual(lines, p, first_row, first_column + (c + 1) * kChunk, rows);
     }
 #pragma unroll
     for (int j = 0; j < kChunk / 8; ++j) {
       const int at = c * kChunk + j * 8 + pair;
-      float* d = acc + 4 * (c * kChunk / 8 + j);
-      const float2 bias = *reinterpret_cast<const float2*>(side.bias + at), factor = *reinterpret_cast<const float2*>(side.factor + at);
-      __half2* to0 = reinterpret_cast<__half2*>(buffer + row0 * kPitch + j * 8 + pair);
-      __half2* to1 = reinterpret_cast<__half2*>(buffer + (row0 + 8) * kPitch + j * 8 + pair);
-      float2 x0{}, x1{};
-      if (kEpilogue == Epilogue::residual) x0 = __half22float2(*to0), x1 = __half22float2(*to1);
-      const __half2 y0 = __floats2half2_rn(finish<kEpilogue>(d[0], bias.x, factor.x, norm0, x0.x), finish<kEpilogue>(d[1], bias.y, factor.y, norm0, x0.y));
-      const __half2 y1 = __floats2half2_rn(finish<kEpilogue>(d[2], bias.x, factor.x, norm1, x1.x), finish<kEpilogue>(d[3], bias.y, factor.y, norm1, x1.y));
-      *to0 = y0;
-      *to1 = y1;
-      if (kEpilogue == Epilogue::residual) {
-        // Columns past the end are exactly 0: zero weights, and zero bias and factor.
-        const float2 f0 = __half22float2(y0), f1 = __half22float2(y1);
+      auto* d = acc + 4 * (c * kChunk / 8 + j);
+      const float2 bias = *reinterpret_cast<const float2*>(side.bias + at);
+      float2 scale{}, factor{}, x0{}, x1{};
+      if (kFormat != Format::half) scale = *reinterpret_cast<const float2*>(side.scale + at);
+      if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float2*>(side.factor + at);
+      OutPair* to0 = reinterpret_cast<OutPair*>(buffer + row0 * kPitch + (j * 8 + pair) * sizeof(Out));
+      OutPair* to1 = reinterpret_cast<OutPair*>(buffer + (row0 + 8) * kPitch + (j * 8 + pair) * sizeof(Out));
+      if constexpr (kResidual) x0 = __half22float2(*reinterpret_cast<__half2*>(to0)), x1 = __half22float2(*reinterpret_cast<__half2*>(to1));
+      const Column left{scale.x, bias.x, factor.x}, right{scale.y, bias.y, factor.y};
+      const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
+        return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
+      };
+      *to0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0.x), done(d[1], right, norm0, x0.y));
+      *to1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1.x), done(d[3], right, norm1, x1.y));
+      if constexpr (kStats) {
+        // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
+        const float2 f0 = __half22float2(*reinterpret_cast<__half2*>(to0)), f1 = __half22float2(*reinterpret_cast<__half2*>(to1));
         d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
         sum0 += f0.x + f0.y;
         sum1 += f1.x + f1.y;
@@ -105,13 +102,13 @@ __device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& 
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = first_row + tile_row + i * 4 + line;
+      const int row = first_row + i * 4 + line;
       const uint4 value = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
-      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(p.out + static_cast<size_t>(row) * p.columns + column) = value;
+      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = value;
     }
     __syncwarp();
   }
-  if (kEpilogue == Epilogue::residual) {
+  if constexpr (kStats) {
     const int width = min(kTile, p.columns - first_column);
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
@@ -128,7 +125,7 @@ __device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& 
 #pragma unroll
     for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
     if (lane % 4 == 0) {
-      const int row = first_row + tile_row + row0;
+      const int row = first_row + row0;
       float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
       if (row < rows) to[0] = make_float2(mean0, squares0);
       if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
@@ -136,36 +133,37 @@ __device__ void epilogue(float (&acc)[kTile / 2], const Product& p, const Side& 
   }
 }
 
-template <Epilogue kEpilogue, int kDepth>
+template <Format kFormat, Epilogue kEpilogue, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  using R = Ring<kDepth>;
-  constexpr int kStages = R::kStages, kStageBytes = R::kStageBytes, kInputBytes = R::kInputBytes, kLag = R::kLag;
+  constexpr int kDepth = kRowBytes / bytes_of(kFormat);  // columns of a stage
   extern __shared__ __align__(1024) char shared[];
-  __half* buffers = reinterpret_cast<__half*>(shared + kStages * kStageBytes);
-  Side* sides = reinterpret_cast<Side*>(shared + kStages * kStageBytes + kConsumerWarps * kChunkBytes);
-  uint64_t* full = reinterpret_cast<uint64_t*>(sides + 2);
+  char* buffers = shared + kStages * kStageBytes;
+  Side* sides = reinterpret_cast<Side*>(buffers + kConsumerWarps * kChunkBytes);
+  uint64_t* full = reinterpret_cast<uint64_t*>(sides + kGroups);
   uint64_t* empty = full + kStages;
   uint64_t* side_full = empty + kStages;
-  uint64_t* side_empty = side_full + 2;
+  uint64_t* side_empty = side_full + kGroups;
 
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
   const int rows = *p.tokens;
-  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRowBox) * column_tiles;
+  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRows) * column_tiles;
   const int first_tile = blockIdx.x / kCluster, tile_step = gridDim.x / kCluster;
   const int blocks = ceil_div(p.depth, kDepth);
+  const auto row_of = [&](int tile) { return (tile / column_tiles * kCluster + rank) * kRows; };
+  const auto column_of = [&](int tile) { return tile % column_tiles * kTile; };
 
   let_next_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kCluster * kConsumerWarps);  // a stage is free when nobody in the cluster reads it
+      sm90::barrier_init(empty + i, kCluster * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kGroups; ++i) {
       sm90::barrier_init(side_full + i, kSideWarps);
-      sm90::barrier_init(side_empty + i, kConsumerWarps);
+      sm90::barrier_init(side_empty + i, kGroupWarps);
     }
     sm90::barrier_init_fence();
   }
@@ -175,82 +173,92 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warp >= kConsumerWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFeederRegisters));
-    if (lane == 0) sm90::prefetch_map(&input), sm90::prefetch_map(&weights);
-    wait_for_previous();
-    int fed = 0, turn = 0;
-    for (int tile = first_tile; tile < tiles && warp == kConsumerWarps && lane == 0; tile += tile_step) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
-      auto feed = [&](int i) {
-        const int s = fed % kStages;
-        sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
+    if (warp == kConsumerWarps && lane == 0) {
+      const auto load_weights = [&](int tile, int i, int s) {
         sm90::expect_bytes(full + s, kStageBytes);
-        char* stage = shared + s * kStageBytes;
-        sm90::load_box(stage, &input, i * kDepth, first_row, full + s);
-        sm90::load_box_multicast(stage + kInputBytes + rank * (kStageBytes - kInputBytes) / kCluster, &weights, i * kDepth,
-                                 first_column + rank * kTile / kCluster, full + s, (1 << kCluster) - 1);
-        ++fed;
+        char* to = shared + s * kStageBytes + kInputBytes + rank * (kTile / kCluster) * kRowBytes;
+        sm90::load_box_multicast(to, &weights, i * kDepth, column_of(tile) + rank * (kTile / kCluster), full + s, (1 << kCluster) - 1);
       };
-      for (int i = 0; i < blocks; ++i) feed(i);
+      const auto load_input = [&](int tile, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, row_of(tile), full + s); };
+      // Weights never change: the first ones are fetched before the kernel ahead of this one has ended.
+      const int early = first_tile < tiles ? min(kStages, blocks) : 0;
+      for (int i = 0; i < early; ++i) load_weights(first_tile, i, i);
+      sm90::prefetch_map(&input);
+      wait_for_previous();
+      for (int i = 0; i < early; ++i) load_input(first_tile, i, i);
+      int fed = early, begin = early;
+      for (int tile = first_tile; tile < tiles; tile += tile_step, begin = 0) {
+        for (int i = begin; i < blocks; ++i, ++fed) {
+          const int s = fed % kStages;
+          sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
+          load_weights(tile, i, s);
+          load_input(tile, i, s);
+        }
+      }
     }
     // Side values have warps of their own: their latency must not hold up the ring.
-    for (int tile = first_tile; tile < tiles && warp > kConsumerWarps && warp <= kConsumerWarps + kSideWarps; tile += tile_step, ++turn) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
-      const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp;
-      Side& side = sides[turn % 2];
-      float4 bias{}, factor{};  // each thread fetches 4 columns and 2 rows
-      if (first_column + 4 * r < p.columns) {
-        bias = *reinterpret_cast<const float4*>(p.bias + first_column + 4 * r);
-        factor = *reinterpret_cast<const float4*>(p.factor + first_column + 4 * r);
+    if (warp > kConsumerWarps && warp <= kConsumerWarps + kSideWarps) {
+      wait_for_previous();
+      int turn = 0;
+      for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
+        const int group = turn % kGroups, r = threadIdx.x - (kConsumerWarps + 1) * kWarp, row = min(row_of(tile) + r, rows - 1);
+        Side& side = sides[group];
+        const int column = column_of(tile) + 4 * r;
+        float4 scale{}, bias{}, factor{};
+        if (column < p.columns) {
+          bias = *reinterpret_cast<const float4*>(p.bias + column);
+          if (kFormat != Format::half) scale = *reinterpret_cast<const float4*>(p.scale + column);
+          if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float4*>(p.factor + column);
+        }
+        Norm norm{};
+        if (has_norms(kEpilogue)) norm = combine(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
+        if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue reads it a chunk ahead only
+          for (int i = column_of(tile); i < min(column_of(tile) + kTile, p.columns); i += 64) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + i));
+          }
+        }
+        sm90::wait(side_empty + group, (turn / kGroups & 1) ^ 1);
+        side.norms[r] = norm;
+        *reinterpret_cast<float4*>(side.scale + 4 * r) = scale;
+        *reinterpret_cast<float4*>(side.bias + 4 * r) = bias;
+        *reinterpret_cast<float4*>(side.factor + 4 * r) = factor;
+        __syncwarp();
+        if (lane == 0) sm90::arrive(side_full + group);
       }
-      const int width = kEpilogue == Epilogue::residual ? p.columns : p.depth;
-      const Norm norm0 = combine(p.stats, min(first_row + r, rows - 1), width, p.eps, 1);
-      const Norm norm1 = combine(p.stats, min(first_row + r + kSideThreads, rows - 1), width, p.eps, 1);
-      sm90::wait(side_empty + turn % 2, (turn / 2 & 1) ^ 1);
-      side.norms[r] = norm0;
-      side.norms[r + kSideThreads] = norm1;
-      *reinterpret_cast<float4*>(side.bias + 4 * r) = bias;
-      *reinterpret_cast<float4*>(side.factor + 4 * r) = factor;
-      __syncwarp();
-      if (lane == 0) sm90::arrive(side_full + turn % 2);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     wait_for_previous();
-    // The second group starts kLag boxes late and stays behind, so that one's epilogue falls beside the other's products.
-    if (warp >= kConsumerWarps / 2 && first_tile < tiles) sm90::named_barrier(1, kConsumerWarps * kWarp);
-    int used = 0, turn = 0;
-    for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
-      const int first_row = (tile / column_tiles * kCluster + rank) * kRowBox, first_column = tile % column_tiles * kTile;
-      auto release = [&](int s) {
-        if (lane < kCluster) sm90::arrive_remote(empty + s, lane);
-      };
-      float acc[kTile / 2];
+    const int group = warp / kGroupWarps;
+    int used = group * blocks, turn = 0;  // stages that the groups have used up to this one's turn
+    for (int tile = first_tile + group * tile_step; tile < tiles; tile += kGroups * tile_step, used += (kGroups - 1) * blocks, ++turn) {
+      sm90::Sum<kFormat> acc[kTile / 2];
 #pragma unroll
-      for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
+      for (int i = 0; i < kTile / 2; ++i) acc[i] = 0;
       for (int i = 0; i < blocks; ++i, ++used) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
-        const uint64_t a = sm90::descriptor<2 * kDepth>(stage + warp / 4 * 64 * kDepth * 2), b = sm90::descriptor<2 * kDepth>(stage + kInputBytes);
+        const uint64_t a = sm90::descriptor<kRowBytes>(stage), b = sm90::descriptor<kRowBytes>(stage + kInputBytes);
         sm90::pin(acc);
         sm90::multiply_fence();
 #pragma unroll
-        for (int k = 0; k < kDepth / 16; ++k) sm90::multiply<kTile>(acc, a + 2 * k, b + 2 * k, true);
+        for (int k = 0; k < kRowBytes / 32; ++k) sm90::multiply<kTile, kFormat>(acc, a + 2 * k, b + 2 * k, true);  // + 2: 32 bytes
         sm90::multiply_commit();
         sm90::pin(acc);
         sm90::multiply_wait<1>();
-        if (i > 0) release((used - 1) % kStages);
-        if (used == min(kLag, blocks) - 1 && warp < kConsumerWarps / 2) sm90::named_arrive(1, kConsumerWarps * kWarp);
+        if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       }
       sm90::multiply_wait<0>();
       sm90::pin(acc);
-      release((used - 1) % kStages);
-      sm90::wait(side_full + turn % 2, turn / 2 & 1);
-      epilogue<kEpilogue>(acc, p, sides[turn % 2], buffers + warp * kChunkBytes / 2, warp * 16, first_row, first_column, rows);
-      if (lane == 0) sm90::arrive(side_empty + turn % 2);
+      if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
+      sm90::wait(side_full + group, turn & 1);
+      const int tile_row = warp % kGroupWarps * 16;
+      epilogue<kFormat, kEpilogue>(acc, p, sides[group], buffers + warp * kChunkBytes, tile_row, row_of(tile) + tile_row, column_of(tile), rows);
+      if (lane == 0) sm90::arrive(side_empty + group);
     }
   }
-  // Nobody leaves while the other block may still copy into this one or signal it.
+  // Nobody leaves while another block may still copy into this one or signal it.
   __syncwarp();
   sm90::cluster_arrive();
   sm90::cluster_wait();
@@ -259,32 +267,73 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-template <int kDepth>
-Kernel kernel_of(Epilogue epilogue) {
+template <Format kFormat, Epilogue kEpilogue>
+Kernel kernel_of(int cluster) {
+  return cluster == 4 ? product_persistent_kernel<kFormat, kEpilogue, 4> : product_persistent_kernel<kFormat, kEpilogue, 2>;
+}
+
+template <Format kFormat>
+Kernel eight_bit_kernel(Epilogue epilogue, int cluster) {
   switch (epilogue) {
-    case Epilogue::norm: return product_persistent_kernel<Epilogue::norm, kDepth>;
-    case Epilogue::norm_gelu_tanh: return product_persistent_kernel<Epilogue::norm_gelu_tanh, kDepth>;
-    case Epilogue::norm_gelu_erf: return product_persistent_kernel<Epilogue::norm_gelu_erf, kDepth>;
-    default: return product_persistent_kernel<Epilogue::residual, kDepth>;
+    case Epilogue::residual: return kernel_of<kFormat, Epilogue::residual>(cluster);
+    case Epilogue::bias: return kernel_of<kFormat, Epilogue::bias>(cluster);
+    case Epilogue::gelu_tanh: return kernel_of<kFormat, Epilogue::gelu_tanh>(cluster);
+    case Epilogue::gelu_erf: return kernel_of<kFormat, Epilogue::gelu_erf>(cluster);
+    default: fail("8-bit products have no folded norm");
   }
+}
+
+Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
+  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue, cluster);
+  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue, cluster);
+  switch (epilogue) {
+    case Epilogue::norm: return kernel_of<Format::half, Epilogue::norm>(cluster);
+    case Epilogue::norm_gelu_tanh: return kernel_of<Format::half, Epilogue::norm_gelu_tanh>(cluster);
+    case Epilogue::norm_gelu_erf: return kernel_of<Format::half, Epilogue::norm_gelu_erf>(cluster);
+    case Epilogue::residual: return kernel_of<Format::half, Epilogue::residual>(cluster);
+    default: fail("FP16 products have their bias in the folded norm");
+  }
+}
+
+// Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
+// of 2 but not 33 of 4: a cluster stays within one of the chip's 16 to 18 multiprocessor parts.)
+int clusters_at_once(int cluster) {
+  static std::map<int, int> known;
+  int& count = known[cluster];
+  if (count == 0) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kSharedBytes;
+    config.attrs = &attribute, config.numAttrs = 1;
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, cluster), &config));
+    if (count < 1) fail("no cluster of ", cluster, " blocks fits on this GPU");
+  }
+  return count;
 }
 
 }  // namespace
 
 void prepare_product_persistent() {
-  for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
-    allow_shared(kernel_of<64>(epilogue), Ring<64>::kSharedBytes);
-    allow_shared(kernel_of<32>(epilogue), Ring<32>::kSharedBytes);
+  for (const int cluster : {2, 4}) {
+    for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
+      allow_shared(kernel_of(Format::half, epilogue, cluster), kSharedBytes);
+    }
+    for (const Format format : {Format::int8, Format::fp8}) {
+      for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
+        allow_shared(kernel_of(format, epilogue, cluster), kSharedBytes);
+      }
+    }
+    clusters_at_once(cluster);
   }
 }
 
-void product_persistent(cudaStream_t stream, const Variant& variant, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
-                        const Product& product, int rows, int multiprocessors) {
-  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRowBox) * ceil_div(product.columns, kTile));
-  const bool shallow = variant.box_columns() == 32;
-  const size_t shared_bytes = shallow ? Ring<32>::kSharedBytes : Ring<64>::kSharedBytes;
-  launch(stream, {dim3(clusters * kCluster), dim3(kThreads), shared_bytes, kCluster, true},
-         shallow ? kernel_of<32>(epilogue) : kernel_of<64>(epilogue), input, weights, product);
+void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
+                        const CUtensorMap& weights, const Product& product, int rows) {
+  const int cluster = variant.share, tiles = ceil_div(rows, cluster * kRows) * ceil_div(product.columns, kTile);
+  const int clusters = std::min(clusters_at_once(cluster), tiles);
+  launch(stream, {dim3(clusters * cluster), dim3(kThreads), kSharedBytes, cluster, true}, kernel_of(format, epilogue, cluster), input, weights, product);
 }
 
 }  // namespace bert

@@ -6,7 +6,7 @@
 
 namespace bert {
 
-CUtensorMap matrix_map(const __half* matrix, int rows, int columns, int box_rows, int box_columns) {
+CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes) {
   // Fetched through the runtime, so that nothing links against libcuda and the module loads on machines without a driver.
   static const auto encode = [] {
     void* function = nullptr;
@@ -17,13 +17,15 @@ CUtensorMap matrix_map(const __half* matrix, int rows, int columns, int box_rows
   }();
   CUtensorMap map{};
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(columns) * sizeof(__half)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
+  const int bytes = bytes_of(format);
+  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(columns) * bytes};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_bytes / bytes), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
-  const CUtensorMapSwizzle swizzle = box_columns * sizeof(__half) == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, const_cast<__half*>(matrix), extents, pitch, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) fail("a tensor map of ", rows, " x ", columns, " with boxes of ", box_rows, " x ", box_columns, " was refused (", status, ")");
+  const CUtensorMapSwizzle swizzle = box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const CUtensorMapDataType type = format == Format::half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
+  const CUresult status = encode(&map, type, 2, const_cast<void*>(matrix), extents, pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) fail("a tensor map of ", rows, " x ", columns, " with boxes of ", box_rows, " x ", box_bytes, " bytes was refused (", status, ")");
   return map;
 }
 
@@ -31,8 +33,7 @@ std::vector<Variant> variants(int rows, int columns, int depth, int multiprocess
   std::vector<Variant> list;
   const int row_tiles = ceil_div(rows, kRowBox), depth_blocks = ceil_div(depth, 64);
   // Many rows: the persistent kernel, or its nearest rival. A search through the rest would only cost time.
-  // ({256, 2, 1}, stages half as deep, has not been timed yet; docs/kernels.md.)
-  if (rows > 4096) return {{256, 1, 1}, {128, 1, 1}};
+  if (rows > 4096) return {{256, 1, 4}, {256, 1, 2}, {128, 1, 1}};
   for (const int tile_columns : {64, 96, 128}) {
     const int column_tiles = ceil_div(columns, tile_columns), tiles = row_tiles * column_tiles;
     for (const int split : {1, 2, 4, 8}) {
@@ -46,7 +47,7 @@ std::vector<Variant> variants(int rows, int columns, int depth, int multiprocess
       }
     }
   }
-  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.push_back({256, 1, 1});
+  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.insert(list.end(), {{256, 1, 2}, {256, 1, 4}});
   return list;
 }
 

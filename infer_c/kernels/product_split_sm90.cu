@@ -6,15 +6,15 @@
 // Small enough that two blocks fit on a multiprocessor: with programmatic dependent launch the next product's blocks are
 // there early and fetch their weights while this one still works.
 #include "launch.h"
+#include "product_epilogue.cuh"
 #include "product_sm90.h"
-#include "row_stats.cuh"
 #include "wgmma.cuh"
 
 namespace bert {
 
 namespace {
 
-constexpr int kDepth = 64;             // columns of a box: 128 bytes, the swizzle's width
+constexpr int kRowBytes = 128;         // of a box: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kConsumers = 256;        // two warpgroups of 64 rows each
 constexpr int kThreads = kConsumers + kWarp;  // and the warp that feeds them
 constexpr int kConsumerWarps = kConsumers / kWarp;
@@ -24,29 +24,34 @@ constexpr int kAhead = 4;              // passes over rows whose residual is fet
 template <int kTile>
 struct Shape {
   static constexpr bool kSplits = kTile == 64;  // wider tiles have no room for others' partial sums and are not split
-  static constexpr int kStageBytes = (kRowBox + kTile) * kDepth * 2;
-  static constexpr int kPitch = kTile + 8;      // floats of a row of partial sums; + 8 keeps the float2 stores apart
+  static constexpr int kStageBytes = (kRowBox + kTile) * kRowBytes;
+  static constexpr int kPitch = kTile + 8;      // of a row of partial sums; + 8 keeps the 8-byte stores apart
   static constexpr int kReceiveBytes = kSplits ? (kRowBox - kRowBox / kMaxSplit) * kPitch * 4 : 0;  // from 7 others at most
   static constexpr int kStages = (107 * 1024 - kReceiveBytes) / kStageBytes;  // two blocks a multiprocessor
   static_assert(kRowBox * kPitch * 4 <= kStages * kStageBytes, "the partial sums take the place of the stages");
   static constexpr int kSharedBytes = kStages * kStageBytes + kReceiveBytes + kRowBox * 8 + (2 * kStages + 1) * 8;
 };
 
-template <Epilogue kEpilogue>
-__device__ inline float finish(float acc, float bias, float factor, Norm norm, float residual) {
-  if (kEpilogue == Epilogue::residual) return acc + bias + (residual - norm.mean) * norm.scale * factor;
-  const float x = norm.scale * (acc - norm.mean * factor) + bias;
-  return kEpilogue == Epilogue::norm_gelu_tanh ? gelu_tanh(x) : kEpilogue == Epilogue::norm_gelu_erf ? gelu_erf(x) : x;
-}
+template <class T>
+struct alignas(2 * sizeof(T)) Two {
+  T x, y;
+};
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T x, y, z, w;
+};
 
-template <int kTile, Epilogue kEpilogue>
+template <int kTile, Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 2)
     product_split_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   using S = Shape<kTile>;
+  using Sum = sm90::Sum<kFormat>;
+  constexpr Format kOut = kOutFormat<kFormat, kEpilogue>;
+  constexpr int kDepth = kRowBytes / bytes_of(kFormat);  // columns of a box
   extern __shared__ __align__(1024) char shared[];
-  float* partial = reinterpret_cast<float*>(shared);                                   // (128, kPitch), after the products
-  float* received = reinterpret_cast<float*>(shared + S::kStages * S::kStageBytes);    // (split - 1, slice, kPitch)
+  Sum* partial = reinterpret_cast<Sum*>(shared);                                       // (128, kPitch), after the products
+  Sum* received = reinterpret_cast<Sum*>(shared + S::kStages * S::kStageBytes);        // (split - 1, slice, kPitch)
   Norm* norms = reinterpret_cast<Norm*>(received + S::kReceiveBytes / 4);              // (128,)
   uint64_t* full = reinterpret_cast<uint64_t*>(norms + kRowBox);
   uint64_t* empty = full + S::kStages;
@@ -81,20 +86,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int lane_column = threadIdx.x % kRowLanes * 4;
   const int column = first_column + lane_column;
   const bool real_column = lane_column < kTile && column < p.columns;
-  float4 bias{}, factor{};
+  float4 scale{}, bias{}, factor{};
 
   if (warp == kConsumerWarps) {
     const int ahead = min(count, S::kStages);
     auto stage = [&](int i) { return shared + i % S::kStages * S::kStageBytes; };
     auto load_weights = [&](int i) {
       sm90::expect_bytes(full + i % S::kStages, S::kStageBytes);
-      sm90::load_box(stage(i) + kRowBox * kDepth * 2, &weights, (begin + i) * kDepth, first_column, full + i % S::kStages);
+      sm90::load_box(stage(i) + kRowBox * kRowBytes, &weights, (begin + i) * kDepth, first_column, full + i % S::kStages);
     };
     const int part = kRowBox / share;  // input rows that this block fetches for all neighbours
     unsigned mask = 0;
     for (int i = 0; i < share; ++i) mask |= 1u << (rank + i * split);
     auto load_input = [&](int i) {
-      char* to = stage(i) + neighbour * part * kDepth * 2;
+      char* to = stage(i) + neighbour * part * kRowBytes;
       if (share == 1) return sm90::load_box(to, &input, (begin + i) * kDepth, first_row, full + i % S::kStages);
       sm90::load_box_multicast(to, &input, (begin + i) * kDepth, first_row + neighbour * part, full + i % S::kStages, static_cast<uint16_t>(mask));
     };
@@ -117,29 +122,30 @@ __global__ void __launch_bounds__(kThreads, 2)
   } else {
     if (real_column) {
       bias = *reinterpret_cast<const float4*>(p.bias + column);
-      factor = *reinterpret_cast<const float4*>(p.factor + column);
+      if (kFormat != Format::half) scale = *reinterpret_cast<const float4*>(p.scale + column);
+      if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float4*>(p.factor + column);
     }
     // Mean and scale of this block's rows, 2 to 16 threads each: fetched while the first boxes are on their way, combined later.
     wait_for_previous();
     const int row_threads = kConsumers / slice, norm_row = threadIdx.x / row_threads;
     const int norm_row_index = min(first_row + slice_begin + norm_row, rows - 1);
     TileStats tile_stats;
-    if (kTile == 64) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);  // wider tiles lack the registers
+    if (kTile == 64 && has_norms(kEpilogue)) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);  // wider tiles lack the registers
 
-    float acc[kTile / 2];
+    Sum acc[kTile / 2];
 #pragma unroll
-    for (int i = 0; i < kTile / 2; ++i) acc[i] = 0.f;
+    for (int i = 0; i < kTile / 2; ++i) acc[i] = 0;
     const int group = warp / 4;
     for (int i = 0; i < count; ++i) {
       const int s = i % S::kStages;
-      const char* a = shared + s * S::kStageBytes + group * 64 * kDepth * 2;
-      const char* b = shared + s * S::kStageBytes + kRowBox * kDepth * 2;
+      const char* a = shared + s * S::kStageBytes + group * 64 * kRowBytes;
+      const char* b = shared + s * S::kStageBytes + kRowBox * kRowBytes;
       sm90::wait(full + s, (i / S::kStages) & 1);
-      const uint64_t da = sm90::descriptor<128>(a), db = sm90::descriptor<128>(b);
+      const uint64_t da = sm90::descriptor<kRowBytes>(a), db = sm90::descriptor<kRowBytes>(b);
       sm90::pin(acc);
       sm90::multiply_fence();
 #pragma unroll
-      for (int k = 0; k < kDepth / 16; ++k) sm90::multiply<kTile>(acc, da + 2 * k, db + 2 * k, true);  // + 2: 32 bytes
+      for (int k = 0; k < kRowBytes / 32; ++k) sm90::multiply<kTile, kFormat>(acc, da + 2 * k, db + 2 * k, true);  // + 2: 32 bytes
       sm90::multiply_commit();
       sm90::pin(acc);
       sm90::multiply_wait<1>();
@@ -159,9 +165,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int tile_row = warp * 16 + lane / 4;
 #pragma unroll
     for (int j = 0; j < kTile / 8; ++j) {
-      float* to = partial + tile_row * S::kPitch + 8 * j + 2 * (lane % 4);
-      *reinterpret_cast<float2*>(to) = make_float2(acc[4 * j], acc[4 * j + 1]);
-      *reinterpret_cast<float2*>(to + 8 * S::kPitch) = make_float2(acc[4 * j + 2], acc[4 * j + 3]);
+      Sum* to = partial + tile_row * S::kPitch + 8 * j + 2 * (lane % 4);
+      *reinterpret_cast<Two<Sum>*>(to) = {acc[4 * j], acc[4 * j + 1]};
+      *reinterpret_cast<Two<Sum>*>(to + 8 * S::kPitch) = {acc[4 * j + 2], acc[4 * j + 3]};
     }
     sm90::async_fence();
     sm90::named_barrier(1, kConsumers);
@@ -180,9 +186,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     uint2 residual[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) residual[i] = residual_of(pass_row + i * kPassRows);
-    if (kTile != 64) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);
-    const Norm my_norm = combine_loaded(p.stats, tile_stats, norm_row_index, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
-    if (threadIdx.x % row_threads == 0) norms[norm_row] = my_norm;
+    if (kTile != 64 && has_norms(kEpilogue)) tile_stats = load_stats(p.stats, norm_row_index, 0, row_threads);
+    if (has_norms(kEpilogue)) {
+      const Norm my_norm = combine_loaded(p.stats, tile_stats, norm_row_index, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, row_threads);
+      if (threadIdx.x % row_threads == 0) norms[norm_row] = my_norm;
+    }
     sm90::named_barrier(1, kConsumers);
     if (S::kSplits && split > 1) sm90::wait(complete, 0);
 
@@ -193,27 +201,26 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (base + i * kPassRows >= slice) continue;  // the same for the whole block: a slice is a multiple of kPassRows
         const bool real = row < rows && real_column;
         const int at = r * S::kPitch + min(lane_column, kTile - 4);
-        const float4 own = *reinterpret_cast<const float4*>(partial + slice_begin * S::kPitch + at);
-        float v[4] = {own.x, own.y, own.z, own.w};
+        const Four<Sum> own = *reinterpret_cast<const Four<Sum>*>(partial + slice_begin * S::kPitch + at);
+        Sum v[4] = {own.x, own.y, own.z, own.w};
         if (S::kSplits) {
 #pragma unroll
           for (int k = 0; k < kMaxSplit - 1; ++k) {
             if (k >= split - 1) break;
-            const float4 other = *reinterpret_cast<const float4*>(received + k * slice * S::kPitch + at);
+            const Four<Sum> other = *reinterpret_cast<const Four<Sum>*>(received + k * slice * S::kPitch + at);
             v[0] += other.x, v[1] += other.y, v[2] += other.z, v[3] += other.w;
           }
         }
-        const Norm norm = norms[r];
+        Norm norm{};
+        if (has_norms(kEpilogue)) norm = norms[r];
         const float2 x01 = __half22float2(reinterpret_cast<const __half2*>(&residual[i])[0]);
         const float2 x23 = __half22float2(reinterpret_cast<const __half2*>(&residual[i])[1]);
-        const __half2 out01 = __floats2half2_rn(finish<kEpilogue>(v[0], bias.x, factor.x, norm, x01.x), finish<kEpilogue>(v[1], bias.y, factor.y, norm, x01.y));
-        const __half2 out23 = __floats2half2_rn(finish<kEpilogue>(v[2], bias.z, factor.z, norm, x23.x), finish<kEpilogue>(v[3], bias.w, factor.w, norm, x23.y));
-        if (real) {
-          const uint2 packed{reinterpret_cast<const unsigned&>(out01), reinterpret_cast<const unsigned&>(out23)};
-          *reinterpret_cast<uint2*>(p.out + static_cast<size_t>(row) * p.columns + column) = packed;
-        }
-        if (kEpilogue == Epilogue::residual) {
-          const float2 y01 = __half22float2(out01), y23 = __half22float2(out23);
+        const auto done = [&](Sum sum, const Column& c, float x) { return finish<kFormat, kEpilogue>(sum, c, norm, x, p.inverse_scale); };
+        const auto out01 = narrow_pair<kOut>(done(v[0], {scale.x, bias.x, factor.x}, x01.x), done(v[1], {scale.y, bias.y, factor.y}, x01.y));
+        const auto out23 = narrow_pair<kOut>(done(v[2], {scale.z, bias.z, factor.z}, x23.x), done(v[3], {scale.w, bias.w, factor.w}, x23.y));
+        if (real) *reinterpret_cast<Two<Pair<kOut>>*>(static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(row) * p.columns + column) = {out01, out23};
+        if constexpr (kWritesStats<kFormat, kEpilogue>) {
+          const float2 y01 = __half22float2(reinterpret_cast<const __half2&>(out01)), y23 = __half22float2(reinterpret_cast<const __half2&>(out23));
           const int width = min(kTile, p.columns - first_column);
           float sum = real ? y01.x + y01.y + y23.x + y23.y : 0.f;
 #pragma unroll
@@ -243,42 +250,64 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-template <int kTile>
-Kernel kernel_of(Epilogue epilogue) {
+template <int kTile, Format kFormat>
+Kernel eight_bit_kernel(Epilogue epilogue) {
   switch (epilogue) {
-    case Epilogue::norm: return product_split_kernel<kTile, Epilogue::norm>;
-    case Epilogue::norm_gelu_tanh: return product_split_kernel<kTile, Epilogue::norm_gelu_tanh>;
-    case Epilogue::norm_gelu_erf: return product_split_kernel<kTile, Epilogue::norm_gelu_erf>;
-    default: return product_split_kernel<kTile, Epilogue::residual>;
+    case Epilogue::residual: return product_split_kernel<kTile, kFormat, Epilogue::residual>;
+    case Epilogue::bias: return product_split_kernel<kTile, kFormat, Epilogue::bias>;
+    case Epilogue::gelu_tanh: return product_split_kernel<kTile, kFormat, Epilogue::gelu_tanh>;
+    case Epilogue::gelu_erf: return product_split_kernel<kTile, kFormat, Epilogue::gelu_erf>;
+    default: fail("8-bit products have no folded norm");
   }
 }
 
-constexpr Epilogue kAll[] = {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual};
+template <int kTile>
+Kernel kernel_of(Format format, Epilogue epilogue) {
+  if (format == Format::int8) return eight_bit_kernel<kTile, Format::int8>(epilogue);
+  if (format == Format::fp8) return eight_bit_kernel<kTile, Format::fp8>(epilogue);
+  switch (epilogue) {
+    case Epilogue::norm: return product_split_kernel<kTile, Format::half, Epilogue::norm>;
+    case Epilogue::norm_gelu_tanh: return product_split_kernel<kTile, Format::half, Epilogue::norm_gelu_tanh>;
+    case Epilogue::norm_gelu_erf: return product_split_kernel<kTile, Format::half, Epilogue::norm_gelu_erf>;
+    case Epilogue::residual: return product_split_kernel<kTile, Format::half, Epilogue::residual>;
+    default: fail("FP16 products have their bias in the folded norm");
+  }
+}
 
 template <int kTile>
-void start(cudaStream_t stream, const Variant& v, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, Product p, int rows) {
+void prepare() {
+  for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
+    allow_shared(kernel_of<kTile>(Format::half, epilogue), Shape<kTile>::kSharedBytes);
+  }
+  for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
+    allow_shared(kernel_of<kTile>(Format::int8, epilogue), Shape<kTile>::kSharedBytes);
+    allow_shared(kernel_of<kTile>(Format::fp8, epilogue), Shape<kTile>::kSharedBytes);
+  }
+}
+
+template <int kTile>
+void start(cudaStream_t stream, const Variant& v, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, Product p,
+           int rows) {
   p.share = v.share;
   const int cluster = v.split * v.share;
   Launch shape{dim3(cluster, ceil_div(ceil_div(p.columns, kTile), v.share), ceil_div(rows, kRowBox)), dim3(kThreads), Shape<kTile>::kSharedBytes, cluster, true};
-  launch(stream, shape, kernel_of<kTile>(epilogue), input, weights, p);
+  launch(stream, shape, kernel_of<kTile>(format, epilogue), input, weights, p);
 }
 
 }  // namespace
 
 void prepare_product_split() {
-  for (const Epilogue epilogue : kAll) {
-    allow_shared(kernel_of<64>(epilogue), Shape<64>::kSharedBytes);
-    allow_shared(kernel_of<96>(epilogue), Shape<96>::kSharedBytes);
-    allow_shared(kernel_of<128>(epilogue), Shape<128>::kSharedBytes);
-  }
+  prepare<64>();
+  prepare<96>();
+  prepare<128>();
 }
 
-void product_split(cudaStream_t stream, const Variant& variant, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+void product_split(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
                    const Product& product, int rows) {
   switch (variant.tile_columns) {
-    case 64: return start<64>(stream, variant, epilogue, input, weights, product, rows);
-    case 96: return start<96>(stream, variant, epilogue, input, weights, product, rows);
-    case 128: return start<128>(stream, variant, epilogue, input, weights, product, rows);
+    case 64: return start<64>(stream, variant, format, epilogue, input, weights, product, rows);
+    case 96: return start<96>(stream, variant, format, epilogue, input, weights, product, rows);
+    case 128: return start<128>(stream, variant, format, epilogue, input, weights, product, rows);
     default: fail("there is no product kernel with tiles of ", variant.tile_columns, " columns");
   }
 }

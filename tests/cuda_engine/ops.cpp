@@ -28,6 +28,12 @@ Buffer<To> to_device(const py::array_t<From, py::array::c_style>& a) {
   return buffer;
 }
 
+Buffer<uint8_t> bytes_to_device(const py::array& a) {
+  Buffer<uint8_t> buffer(a.nbytes());
+  CUDA_CHECK(cudaMemcpy(buffer.data(), a.data(), a.nbytes(), cudaMemcpyHostToDevice));
+  return buffer;
+}
+
 template <class To>
 Buffer<To> poisoned(size_t count) {
   Buffer<To> buffer(count);
@@ -76,39 +82,59 @@ float time_ms(int repeats, F&& f) {
   return samples[2] / repeats;
 }
 
-int multiprocessors() {
-  int count = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
-
-// stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns), out_stats (rows, tiles * 2), ms.
-py::tuple product(int tile_columns, int split, int share, int epilogue, const Half& input, const Half& weights, const Float& bias, const Float& factor,
-                  const Float& stats, int width, float eps, const Half& residual, int repeats) {
+// Input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
+// as bytes, out_stats (rows, tiles * 2), ms.
+py::tuple product(int tile_columns, int split, int share, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
+                  const Float& bias, const Float& factor, const Float& stats, int width, float eps, const Half& residual, float inverse_scale, int repeats) {
+  const Format operands = static_cast<Format>(format);
   const int rows = static_cast<int>(input.shape(0)), depth = static_cast<int>(input.shape(1)), columns = static_cast<int>(weights.shape(0));
   const Variant variant{tile_columns, split, share};
   const int out_tiles = ceil_div(columns, tile_columns);
-  auto d_input = to_device<__half>(input), d_weights = to_device<__half>(weights), d_residual = to_device<__half>(residual);
-  auto d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
+  auto d_input = bytes_to_device(input), d_weights = bytes_to_device(weights);
+  auto d_residual = to_device<__half>(residual);
+  auto d_scale = to_device<float>(scale), d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
   auto d_stats = to_device<float2>(stats);
   Buffer<int> tokens(1);
   CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
-  auto out = poisoned<__half>(static_cast<size_t>(rows) * columns);
+  const bool narrow = epilogue >= static_cast<int>(Epilogue::gelu_tanh);
+  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * columns * (narrow ? 1 : 2));
   auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
   prepare_products();
-  const CUtensorMap input_map = matrix_map(d_input.data(), rows, depth, variant.input_rows(), variant.box_columns());
-  const CUtensorMap weights_map = matrix_map(d_weights.data(), columns, depth, variant.box_rows(), variant.box_columns());
+  const CUtensorMap input_map = matrix_map(d_input.data(), operands, rows, depth, variant.input_rows());
+  const CUtensorMap weights_map = matrix_map(d_weights.data(), operands, columns, depth, variant.box_rows());
   const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
-                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, share};
+                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, d_scale.data(), inverse_scale};
   CUDA_CHECK(cudaDeviceSynchronize());
-  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows, multiprocessors()); };
+  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows); };
   float ms = 0;
   if (repeats > 0) {
     ms = time_ms(repeats, run);
   } else {
     run(nullptr);
   }
-  return py::make_tuple(to_host<uint16_t>(out, rows, columns), to_host<float>(out_stats, rows, out_tiles * 2), ms);
+  return py::make_tuple(to_host<uint8_t>(out, rows, columns * (narrow ? 1 : 2)), to_host<float>(out_stats, rows, out_tiles * 2), ms);
+}
+
+// Rows before their LayerNorm to 8 bits: out (rows, hidden), stats (rows, 2), ms.
+py::tuple quantise_layernorm_op(int format, const Half& x, const Float& gamma, const Float& beta, float inverse_scale, float eps, int repeats) {
+  const int rows = static_cast<int>(x.shape(0)), hidden = static_cast<int>(x.shape(1));
+  auto dx = to_device<__half>(x);
+  auto dg = to_device<float>(gamma), db = to_device<float>(beta);
+  Buffer<int> tokens(1);
+  CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
+  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * hidden);
+  auto stats = poisoned<float2>(rows);
+  const auto run = [&](cudaStream_t stream) {
+    quantise_layernorm(stream, static_cast<Format>(format), dx.data(), dg.data(), db.data(), inverse_scale, out.data(), {stats.data(), 1, hidden}, tokens.data(),
+                       rows, hidden, eps);
+  };
+  float ms = 0;
+  if (repeats > 0) {
+    ms = time_ms(repeats, run);
+  } else {
+    run(nullptr);
+  }
+  return py::make_tuple(to_host<uint8_t>(out, rows, hidden), to_host<float>(stats, rows, 2), ms);
 }
 
 // qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms. The fast kernel can store 8 bits, which come as uint8.
@@ -195,6 +221,7 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
 
 PYBIND11_MODULE(infer_c_ops, m) {
   m.def("product", &product);
+  m.def("quantise_layernorm", &quantise_layernorm_op);
   m.def("attention", &attention, py::arg("qkv"), py::arg("cu_seqlens"), py::arg("heads"), py::arg("max_seqlen"), py::arg("fast"),
         py::arg("repeats"), py::arg("format") = 0, py::arg("inverse_scale") = 1.f);
   m.def("attention_f32", &attention_f32);

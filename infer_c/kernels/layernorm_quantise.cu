@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// LayerNorm into 8 bits, where the next product reads 8 bits. A warp a row, the row in registers, gamma and beta in registers
+// too while a warp goes from row to row. Moves 3 bytes a value: its floor is 3 bytes x hidden x rows over the bandwidth.
+#include "device.cuh"
+#include "launch.h"
+#include "layernorm.h"
+#include "quantise.cuh"
+
+namespace bert {
+
+namespace {
+
+constexpr int kWarps = 4;  // of a block
+
+// kVectors: 8 columns a lane each. kKeep: gamma and beta stay in registers.
+template <Format kFormat, int kVectors, bool kKeep>
+__global__ void __launch_bounds__(kWarps * kWarp)
+    quantise_layernorm_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
+                              int hidden, float eps) {
+  const int lane = threadIdx.x % kWarp;
+  const auto column_of = [&](int i) { return (i * kWarp + lane) * 8; };
+  let_next_start();
+  Eight g[kKeep ? kVectors : 1], b[kKeep ? kVectors : 1];
+  if (kKeep) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (column_of(i) < hidden) g[i] = load8(gamma + column_of(i)), b[i] = load8(beta + column_of(i));
+    }
+  }
+  const int rows = *tokens;
+  wait_for_previous();
+  for (int row = blockIdx.x * kWarps + threadIdx.x / kWarp; row < rows; row += gridDim.x * kWarps) {
+    const size_t base = static_cast<size_t>(row) * hidden;
+    Eight v[kVectors];
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (column_of(i) < hidden) v[i] = load8(x + base + column_of(i));
+    }
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (column_of(i) >= hidden) break;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+    }
+    const float mean = warp_sum(sum) / hidden;
+    float squares = 0;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (column_of(i) >= hidden) break;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares += (v[i].v[j] - mean) * (v[i].v[j] - mean);
+    }
+    squares = warp_sum(squares);
+    const float scale = rsqrtf(squares / hidden + eps);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (column_of(i) >= hidden) break;
+      const Eight gi = kKeep ? g[kKeep ? i : 0] : load8(gamma + column_of(i)), bi = kKeep ? b[kKeep ? i : 0] : load8(beta + column_of(i));
+      uint16_t pairs[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const auto normal = [&](int k) { return ((v[i].v[k] - mean) * scale * gi.v[k] + bi.v[k]) * inverse_scale; };
+        pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
+      }
+      *reinterpret_cast<uint2*>(out + base + column_of(i)) = make_uint2(pairs[0] | static_cast<unsigned>(pairs[1]) << 16, pairs[2] | static_cast<unsigned>(pairs[3]) << 16);
+    }
+    if (lane == 0) stats[row] = make_float2(mean, squares);
+  }
+}
+
+template <Format kFormat>
+void start(cudaStream_t stream, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out, RowStats stats, const int* tokens,
+           int rows, int hidden, float eps) {
+  const auto kernel = hidden <= 512    ? quantise_layernorm_kernel<kFormat, 2, true>
+                      : hidden <= 768  ? quantise_layernorm_kernel<kFormat, 3, true>
+                      : hidden <= 1024 ? quantise_layernorm_kernel<kFormat, 4, true>
+                                       : quantise_layernorm_kernel<kFormat, 16, false>;
+  constexpr int kMostBlocks = 132 * 4;
+  Launch shape{dim3(std::min(ceil_div(rows, kWarps), kMostBlocks)), dim3(kWarps * kWarp)};
+  shape.overlap = true;
+  launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps);
+}
+
+}  // namespace
+
+void quantise_layernorm(cudaStream_t stream, Format format, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out,
+                        RowStats stats, const int* tokens, int rows, int hidden, float eps) {
+  if (format == Format::int8) return start<Format::int8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps);
+  if (format == Format::fp8) return start<Format::fp8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps);
+  fail("a LayerNorm into FP16 is not quantised");
+}
+
+}  // namespace bert

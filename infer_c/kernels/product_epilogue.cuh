@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both Hopper products do with a finished sum (product_sm90.h, Epilogue).
+#pragma once
+
+#include "device.cuh"
+#include "product_sm90.h"
+#include "quantise.cuh"
+#include "row_stats.cuh"
+
+namespace bert {
+
+__host__ __device__ constexpr bool is_eight_bit_gelu(Epilogue e) { return e == Epilogue::gelu_tanh || e == Epilogue::gelu_erf; }
+__host__ __device__ constexpr bool has_norms(Epilogue e) { return e != Epilogue::bias && !is_eight_bit_gelu(e); }
+
+// What a product of kFormat writes.
+template <Format kFormat, Epilogue kEpilogue>
+constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::half;
+
+// Row statistics are written where nothing but the next product reads the row.
+template <Format kFormat, Epilogue kEpilogue>
+constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
+
+// Values of one column.
+struct Column {
+  float scale, bias, factor;
+};
+
+template <Format kFormat, Epilogue kEpilogue, class Sum>
+__device__ inline float finish(Sum sum, const Column& c, Norm norm, float residual, float inverse_scale) {
+  const float x = kFormat == Format::half ? static_cast<float>(sum) : static_cast<float>(sum) * c.scale;
+  if constexpr (kEpilogue == Epilogue::residual) return x + c.bias + (residual - norm.mean) * norm.scale * c.factor;
+  if constexpr (kEpilogue == Epilogue::bias) return x + c.bias;
+  if constexpr (kEpilogue == Epilogue::gelu_tanh) return gelu_tanh(x + c.bias) * inverse_scale;
+  if constexpr (kEpilogue == Epilogue::gelu_erf) return gelu_erf(x + c.bias) * inverse_scale;
+  const float y = norm.scale * (x - norm.mean * c.factor) + c.bias;
+  if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) return gelu_tanh(y);
+  if constexpr (kEpilogue == Epilogue::norm_gelu_erf) return gelu_erf(y);
+  return y;
+}
+
+}  // namespace bert
