@@ -29,7 +29,7 @@ from helpers.reference import Reference
 from helpers.weights import Weights, onnx_model, tf_checkpoint
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), DOCS / "results" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 CHECKPOINTS = [f"bert_tf_ckpt_large_qa_squad{name}_v19.03.1" for name in ("2_amp_128", "2_amp_384", "11_amp_384")]
 QAT = "bert_pyt_onnx_large_qa_squad11_amp_fake_quant_v1"
 
@@ -40,8 +40,9 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return re.findall(r"^```([\w ]+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_options_page_is_what_the_options_give() -> None:
-    ended = shell("scripts/make_docs.py", "--check")
+@pytest.mark.parametrize("generator", ["scripts/make_docs.py", "scripts/results_table.py"])
+def test_generated_pages_are_fresh(generator: str) -> None:
+    ended = shell(generator, "--check")
     assert (ended.status, ended.err) == (0, "")
 
 
