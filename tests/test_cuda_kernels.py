@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.cuda_engine import built
+from tests.cuda_engine.arrays import error, half, tile_stats
 
 ops = built.module("infer_c_ops")
 pytestmark = [
@@ -17,87 +18,7 @@ pytestmark = [
     pytest.mark.skipif(ops is None or built.capability() != 90, reason="needs a Hopper GPU and -DBERT_TEST_OPS=ON"),
 ]
 
-EPILOGUES = {"norm": 0, "gelu_tanh": 1, "gelu_erf": 2, "residual": 3}
 LENGTHS = [[1], [17], [127], [128], [129], [384], [512], [1, 17, 127, 128, 129, 384, 512, 64, 65], [70, 0, 200, 0, 0]]
-
-
-def half(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.astype(np.float16)).view(np.uint16)
-
-
-def error(out: np.ndarray, expected: np.ndarray) -> float:
-    """Return the relative error in the Frobenius norm; NaN where the output has one."""
-    return float(np.linalg.norm(out.astype(np.float64) - expected) / np.linalg.norm(expected))
-
-
-def tile_stats(x: np.ndarray, width: int) -> np.ndarray:
-    """Return mean and squared deviations of every tile of `width` columns, (rows, tiles, 2)."""
-    tiles = [x[:, i : i + width] for i in range(0, x.shape[1], width)]
-    return np.stack([np.stack([t.mean(1), ((t - t.mean(1, keepdims=True)) ** 2).sum(1)], -1) for t in tiles], 1)
-
-
-def gelu(x: np.ndarray, form: str) -> np.ndarray:
-    if form == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    from math import erf
-
-    return 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2)))
-
-
-SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1000), (128, 3072, 1024), (129, 1024, 4096), (300, 776, 200), (515, 2304, 768)]
-
-
-@pytest.mark.parametrize("epilogue", EPILOGUES)
-@pytest.mark.parametrize(
-    "variant",
-    [
-        (64, 1, 1),
-        (64, 2, 1),
-        (64, 4, 2),
-        (64, 8, 1),
-        (64, 2, 4),
-        (64, 1, 4),
-        (96, 1, 1),
-        (96, 1, 2),
-        (128, 1, 1),
-        (128, 1, 4),
-        (256, 1, 1),
-        (256, 2, 1),
-    ],
-)
-def test_product(epilogue: str, variant: tuple[int, int, int]) -> None:
-    rng = np.random.default_rng([*variant, EPILOGUES[epilogue]])
-    # The persistent kernel walks over several tiles a block only where there are many.
-    for rows, columns, depth in SIZES + [(4500, 776, 200), (9001, 520, 400)] * (variant[0] == 256):
-        if variant[1] > -(-depth // 64):
-            continue
-        x = (rng.standard_normal((rows, depth)) * 2 + 0.5).astype(np.float16)
-        w = (rng.standard_normal((columns, depth)) * depth**-0.5).astype(np.float16)
-        bias = rng.standard_normal(columns).astype(np.float32)
-        residual = (rng.standard_normal((rows, columns)) * 3 - 1).astype(np.float16)
-        product = x.astype(np.float64) @ w.astype(np.float64).T
-        if epilogue == "residual":
-            base, factor = residual.astype(np.float64), rng.standard_normal(columns).astype(np.float32)
-        else:
-            base, factor = x.astype(np.float64), w.astype(np.float64).sum(1).astype(np.float32)
-        eps, width = 1e-12, int(rng.choice([64, 96, 128, 256]))
-        mean, scale = base.mean(1, keepdims=True), 1 / np.sqrt(base.var(1, keepdims=True) + eps)
-        if epilogue == "residual":
-            expected = product + bias + (base - mean) * scale * factor
-        else:
-            expected = scale * (product - mean * factor) + bias
-            expected = expected if epilogue == "norm" else gelu(expected, epilogue)
-        stats = tile_stats(base, width).astype(np.float32)
-        out, out_stats, _ = ops.product(
-            *variant, EPILOGUES[epilogue], half(x), half(w), bias, factor, stats, width, eps, half(residual), 0
-        )
-        out = out.view(np.float16).astype(np.float64)
-        where = f"{rows} x {columns} x {depth}"
-        assert error(out, expected) <= 1e-3, where
-        assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max() + 2e-3, where
-        if epilogue == "residual":
-            wanted = tile_stats(out, variant[0])
-            assert np.abs(out_stats.reshape(wanted.shape) - wanted).max() <= 1e-4 * np.abs(wanted).max() + 1e-5, where
 
 
 def attention_reference(qkv: np.ndarray, lengths: list[int], heads: int) -> np.ndarray:

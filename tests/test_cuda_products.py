@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Hopper products against NumPy in float64: every way to cut them, every epilogue, FP16, INT8 and FP8, at odd sizes.
+
+Needs a Hopper GPU and the module infer_c_ops (cmake -DBERT_TEST_OPS=ON).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers import eight_bit
+from tests.cuda_engine import built
+from tests.cuda_engine.arrays import check_rounded, error, gelu, half, tile_stats
+
+ops = built.module("infer_c_ops")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(ops is None or built.capability() != 90, reason="needs a Hopper GPU and -DBERT_TEST_OPS=ON"),
+]
+
+EPILOGUES = {"norm": 0, "norm_gelu_tanh": 1, "norm_gelu_erf": 2, "residual": 3, "bias": 4, "gelu_tanh": 5, "gelu_erf": 6}
+FORMATS = {"fp16": 0, "int8": 1, "fp8": 2}
+VARIANTS = [
+    (64, 1, 1),
+    (64, 2, 1),
+    (64, 4, 2),
+    (64, 8, 1),
+    (64, 2, 4),
+    (64, 1, 4),
+    (96, 1, 1),
+    (96, 1, 2),
+    (128, 1, 1),
+    (128, 1, 4),
+    (256, 1, 2),
+    (256, 1, 4),
+]
+SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1008), (128, 3072, 1024), (129, 1024, 4096), (300, 784, 208), (515, 2304, 768)]
+# The persistent kernel walks over several tiles a block only where there are many.
+MANY_ROWS = [(4500, 784, 208), (20001, 528, 400)]
+
+
+def sizes(variant: tuple[int, int, int], epilogue: str, box: int) -> list[tuple[int, int, int]]:
+    """Return the sizes a variant takes: its blocks share a depth of at least one box each. (NumPy has no erf: few rows for it.)"""
+    many = variant[0] == 256 and "erf" not in epilogue
+    return [size for size in SIZES + MANY_ROWS * many if variant[1] <= -(-size[2] // box)]
+
+
+@pytest.mark.parametrize("epilogue", ["norm", "norm_gelu_tanh", "norm_gelu_erf", "residual"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fp16(epilogue: str, variant: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng([*variant, EPILOGUES[epilogue]])
+    for rows, columns, depth in sizes(variant, epilogue, 64):
+        x = (rng.standard_normal((rows, depth)) * 2 + 0.5).astype(np.float16)
+        w = (rng.standard_normal((columns, depth)) * depth**-0.5).astype(np.float16)
+        bias = rng.standard_normal(columns).astype(np.float32)
+        residual = (rng.standard_normal((rows, columns)) * 3 - 1).astype(np.float16)
+        product = x.astype(np.float64) @ w.astype(np.float64).T
+        if epilogue == "residual":
+            base, factor = residual.astype(np.float64), rng.standard_normal(columns).astype(np.float32)
+        else:
+            base, factor = x.astype(np.float64), w.astype(np.float64).sum(1).astype(np.float32)
+        eps, width = 1e-12, int(rng.choice([64, 96, 128, 256]))
+        mean, scale = base.mean(1, keepdims=True), 1 / np.sqrt(base.var(1, keepdims=True) + eps)
+        if epilogue == "residual":
+            expected = product + bias + (base - mean) * scale * factor
+        else:
+            expected = scale * (product - mean * factor) + bias
+            expected = expected if epilogue == "norm" else gelu(expected, epilogue.removeprefix("norm_"))
+        stats = tile_stats(base, width).astype(np.float32)
+        out, out_stats, _ = ops.product(
+            *variant, 0, EPILOGUES[epilogue], half(x), half(w), bias, bias, factor, stats, width, eps, half(residual), 1.0, 0
+        )
+        out = out.view(np.float16).astype(np.float64)
+        where = f"{rows} x {columns} x {depth}"
+        assert error(out, expected) <= 1e-3, where
+        assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max() + 2e-3, where
+        if epilogue == "residual":
+            wanted = tile_stats(out, variant[0])
+            assert np.abs(out_stats.reshape(wanted.shape) - wanted).max() <= 1e-4 * np.abs(wanted).max() + 1e-5, where
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("epilogue", ["bias", "gelu_tanh", "gelu_erf", "residual"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_eight_bits(epilogue: str, variant: tuple[int, int, int], precision: str) -> None:
+    rng = np.random.default_rng([*variant, EPILOGUES[epilogue], FORMATS[precision]])
+    limit = 127 if precision == "int8" else 448
+    for rows, columns, depth in sizes(variant, epilogue, 128):
+        x, w = (np.clip(rng.standard_normal((n, depth)) * limit / 4, -limit, limit) for n in (rows, columns))
+        product = eight_bit.nearest(x, precision) @ eight_bit.nearest(w, precision).T
+        stored_x, stored_w = eight_bit.encode(x, precision), eight_bit.encode(w, precision)
+        scale = (rng.uniform(0.5, 1.5, columns) * 16 / limit**2 * depth**-0.5).astype(np.float32)
+        bias, factor = rng.standard_normal((2, columns)).astype(np.float32)
+        residual = (rng.standard_normal((rows, columns)) * 3 - 1).astype(np.float16)
+        base, eps, inverse = residual.astype(np.float64), 1e-12, limit / 3.5
+        expected = product * scale + bias
+        if epilogue == "residual":
+            expected += (base - base.mean(1, keepdims=True)) / np.sqrt(base.var(1, keepdims=True) + eps) * factor
+        elif epilogue != "bias":
+            expected = gelu(expected, epilogue)
+        stats = tile_stats(base, columns).astype(np.float32)
+        numbers = FORMATS[precision], EPILOGUES[epilogue]
+        out, _, _ = ops.product(
+            *variant, *numbers, stored_x, stored_w, scale, bias, factor, stats, columns, eps, half(residual), inverse, 0
+        )
+        where = f"{rows} x {columns} x {depth}"
+        if epilogue in ("bias", "residual"):
+            out = out.view(np.float16).astype(np.float64)
+            assert error(out, expected) <= 1e-3, where
+            assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max() + 2e-3, where
+        else:
+            check_rounded(out, expected * inverse, precision, equal=0.95, slack=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 16), (17, 384), (129, 768), (3000, 1024), (5, 4096)])
+def test_layernorm_into_eight_bits(rows: int, hidden: int, precision: str) -> None:
+    rng = np.random.default_rng([rows, hidden])
+    x = (rng.standard_normal((rows, hidden)) * 3 + 1).astype(np.float16)
+    gamma, beta = rng.standard_normal((2, hidden)).astype(np.float32)
+    inverse = (127 if precision == "int8" else 448) / 4  # some saturate
+    out, stats, _ = ops.quantise_layernorm(FORMATS[precision], half(x), gamma, beta, inverse, 1e-12, 0)
+    wide = x.astype(np.float64)
+    normal = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-12) * gamma + beta
+    check_rounded(out, normal * inverse, precision, equal=0.999, slack=1e-6)
+    assert np.allclose(stats, tile_stats(wide, hidden)[:, 0], rtol=1e-4, atol=1e-5)
