@@ -39,14 +39,17 @@ def run_script(command: str, module: str, name: str | None = None) -> NoReturn:
     sys.exit(status_of(lambda: importlib.import_module(module).main(command, options.parse_args())))
 
 
-def status_of(work: Callable[[], None]) -> int:
-    """Run the work of a script and return its exit status; errors of the BertError family become one line on stderr."""
+def status_of(work: Callable[[], int | None]) -> int:
+    """Run the work of a script and return its exit status; errors of the BertError family become one line on stderr.
+
+    work: may return a status of its own, where doing everything asked does not mean 0.
+    """
     _unbreakable_output()
     signal.signal(signal.SIGTERM, _end)  # so that `finally` blocks remove what is half-written
     try:
-        work()
+        status = work()
         sys.stdout.flush()
-        return 0
+        return status or 0
     except BertError as error:
         log(f"error: {error}")
         return error.status

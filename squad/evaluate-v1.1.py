@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from any directory
 
-from helpers.errors import BertError
+from helpers.cli import log, status_of
 from helpers.files import read_json
 from helpers.squad_metrics import evaluate_v11, gold_answers, missing_note
 
@@ -66,28 +66,19 @@ def main(arguments: list[str] | None = None) -> int:
     golds = gold_answers(dataset)
     unanswerable = sum(not texts for texts in golds.values())
     if str(dataset.get("version")) != "1.1":
-        note(f"{args.dataset} has version {dataset.get('version')!r}, not '1.1'; it is scored by the rules of 1.1")
+        log(f"{args.dataset} has version {dataset.get('version')!r}, not '1.1'; it is scored by the rules of 1.1")
     if unanswerable:
-        note(f"{unanswerable} of {len(golds)} questions have no gold answer; only an empty prediction is right for them")
-    note(missing_note(golds, predictions))
+        log(f"{unanswerable} of {len(golds)} questions have no gold answer; only an empty prediction is right for them")
+    if missing := missing_note(golds, predictions):
+        log(missing)
 
     passed = scores["f1"] >= args.reference_f1 - args.tolerance
     if not passed:
-        note(f"F1 {scores['f1']:.3f} is more than {args.tolerance:g} below the reference {args.reference_f1:g}")
+        log(f"F1 {scores['f1']:.3f} is more than {args.tolerance:g} below the reference {args.reference_f1:g}")
     print(f"&&&& {'PASSED' if passed else 'FAILED'} {TITLE}")
     print(json.dumps(scores))
     return 1 if args.strict_status and not passed else 0
 
 
-def note(sentence: str) -> None:
-    """Print a sentence to stderr; nothing if it is empty."""
-    if sentence:
-        print(f"{Path(__file__).name}: {sentence}", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BertError as error:
-        note(str(error))
-        sys.exit(error.status)
+    sys.exit(status_of(main))

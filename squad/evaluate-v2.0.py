@@ -8,7 +8,6 @@ import argparse
 import importlib
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs from any directory
 
 from helpers import squad_metrics as metrics
-from helpers.errors import BertError, InputError, MissingDependency
+from helpers.cli import log, status_of
+from helpers.engine_file import written_whole
+from helpers.errors import InputError, MissingDependency
 from helpers.files import read_json
 
 EPILOG = """result (JSON, indented): exact, f1, total; the same as HasAns_* and NoAns_* where there are such questions; with
@@ -42,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", metavar="DATASET", help="SQuAD v2.0 file with the questions and their answers")
     parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON object: question id to answer text, empty for no answer")
-    parser.add_argument("-o", "--out-file", metavar="FILE", help="write the result there (default: stdout)")
+    parser.add_argument("-o", "--out-file", type=Path, metavar="FILE", help="write the result there (default: stdout)")
     parser.add_argument("-n", "--na-prob-file", metavar="FILE", help="JSON object: question id to the probability of no answer")
     parser.add_argument(
         "-t",
@@ -67,7 +68,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     plt = import_pyplot() if args.out_image_dir else None
     dataset, predictions = read_json(args.dataset, "dataset"), read_json(args.predictions, "prediction file")
@@ -76,14 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
     result: dict[str, float] = metrics.evaluate_v20(dataset, predictions, na_probs, limit)
 
     golds = metrics.gold_answers(dataset)
-    note(metrics.missing_note(golds, predictions, shown=len(golds) if args.verbose else 5))
+    if missing := metrics.missing_note(golds, predictions, shown=len(golds) if args.verbose else 5):
+        log(missing)
     try:
         if plt is not None:
             result |= draw(plt, Path(args.out_image_dir), golds, predictions, na_probs)
-        write(json.dumps(result, indent=2), args.out_file)
+        write(json.dumps(result, indent=2) + "\n", args.out_file)
     except OSError as error:
         raise InputError(f"{error.filename or args.out_file} cannot be written ({error.strerror}); choose another place") from error
-    return 0
 
 
 def import_pyplot() -> Any:
@@ -127,31 +128,16 @@ def draw(plt: Any, folder: Path, golds: metrics.Golds, predictions: dict[str, st
     return averages
 
 
-def write(text: str, path: str | None) -> None:
+def write(text: str, path: Path | None) -> None:
     """Print `text`, or write it to `path` in one step: a failure leaves an older file as it was."""
     if path is None:
-        print(text)
-        return
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or /dev/stdout takes no renaming
-        Path(path).write_text(text + "\n", encoding="utf-8")
-        return
-    unfinished = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def note(sentence: str) -> None:
-    """Print a sentence to stderr; nothing if it is empty."""
-    if sentence:
-        print(f"{Path(__file__).name}: {sentence}", file=sys.stderr)
+        print(text, end="")
+    elif path.is_file() or path.is_dir() or not path.exists():
+        with written_whole(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    else:  # a pipe or /dev/stdout takes no renaming
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BertError as error:
-        note(str(error))
-        sys.exit(error.status)
+    sys.exit(status_of(main))

@@ -144,7 +144,7 @@ def test_v11_says_what_it_assumes(run: Run) -> None:
 )
 def test_unusable_files_give_one_sentence(run: Run, script: str, data: Any, predictions: Any, words: list[str]) -> None:
     more = ["90"] if script == "evaluate-v1.1.py" else []
-    assert_one_sentence(run(script, data, predictions, *more), 1, script, *words)
+    assert_one_sentence(run(script, data, predictions, *more), 1, "error: ", *words)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,15 @@ def test_v20_best_threshold_in_an_output_file(run: Run, tmp_path: Path) -> None:
 
 
 def test_v20_unwritable_output(run: Run) -> None:
-    result = run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "nowhere/out.json")
-    assert_one_sentence(result, 1, "nowhere/out.json", "cannot be written")
+    result = run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "data.json/out.json")
+    assert_one_sentence(result, 1, "data.json/out.json", "cannot be written")
+
+
+def test_v20_output_makes_its_directory(run: Run, tmp_path: Path) -> None:
+    assert run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "new/out.json").returncode == 0
+    assert json.loads((tmp_path / "new" / "out.json").read_text())["total"] == 4
+    streamed = run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "/dev/stdout")
+    assert json.loads(streamed.stdout)["total"] == 4
 
 
 @pytest.mark.parametrize(
