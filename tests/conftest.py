@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from doubles import ROOT, Run, repository, runner
 from helpers.cli import status_of
 from helpers.config import BertConfig
 from helpers.options import parse
 from helpers.weights import Weights, onnx_model, random_weights
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "bert_minilm_l6_qa_squad11_fake_quant"
 ONNX = MODEL / "bert_minilm_l6_qa_fake_quant.onnx"
 SAMPLE = ROOT / "squad" / "dev-sample-1000.json"
@@ -79,6 +79,18 @@ def shell(*arguments: object, stdin: str = "", cwd: Path = ROOT, **environment: 
         timeout=300,
     )
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a repository for the shell scripts, with doubles of what they run."""
+    return repository(tmp_path)
+
+
+@pytest.fixture
+def run(root: Path) -> Run:
+    """Return a function that runs a shell script of that repository."""
+    return runner(root)
 
 
 @pytest.fixture(scope="session")

@@ -17,18 +17,7 @@ from types import ModuleType
 import pytest
 
 from conftest import ROOT
-from doubles import COMPILED_PERF, NGC, NVIDIA_SMI, Run, install, log, repository, runner, variables_of
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return repository(tmp_path)
-
-
-@pytest.fixture
-def run(root: Path) -> Run:
-    return runner(root)
-
+from doubles import COMPILED_PERF, NGC, NVIDIA_SMI, Run, install, log, variables_of
 
 SMALL = ("--models", "base", "--lengths", "128", "--precisions", "fp16", "--random-weights")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles import Run, install, log, repository, runner
+from doubles import Run, install, log
 
 HUB_FILES = {
     "resolve/main/config.json": '{"model_type": "bert", "hidden_size": 32}',
@@ -27,16 +27,6 @@ content=$(cat "$file"; echo .); content=${content%.}; content=${content#"$have"}
 case "$4" in *"${BREAK:-no such file}") printf '%s' "${content:0:3}" >>"$3"; exit 4 ;; esac
 printf '%s' "$content" >>"$3"
 """
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return repository(tmp_path)
-
-
-@pytest.fixture
-def run(root: Path) -> Run:
-    return runner(root)
 
 
 def names(directory: Path) -> list[str]:

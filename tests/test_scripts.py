@@ -12,18 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from doubles import DOCKER, NVIDIA_SMI, Run, install, log, repository, runner
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return repository(tmp_path)
-
-
-@pytest.fixture
-def run(root: Path) -> Run:
-    return runner(root)
-
+from doubles import DOCKER, NVIDIA_SMI, Run, install, log
 
 SCRIPTS = ["build.sh", "launch.sh", "inference_benchmark.sh", "inference_benchmark_megatron.sh"]
 
