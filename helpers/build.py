@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from helpers import __version__, backends
+from helpers import __version__, backends, verify
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable
@@ -50,6 +50,11 @@ def main(command: str, args: argparse.Namespace) -> None:
     weights = read_weights(config, args)
     log(f"weights: {len(weights.tensors)} tensors, {len(weights.ranges)} ranges from {weights.source}")
     tokenizer = read_tokenizer(config, args)
+    questions = None
+    if args.verify:
+        questions = verify.prepare(args.verify, squad_file(args.squad_json), backend, options, tokenizer)
+    elif args.verify_limit is not None:
+        log("--verify-limit has no effect without --verify")
     if options.int8 or options.fp8:
         weights = with_ranges(config, weights, tokenizer, args, max(options.sequence_lengths))
     info = EngineInfo(
@@ -71,6 +76,8 @@ def main(command: str, args: argparse.Namespace) -> None:
     backends.module(backend).build(config, weights, options, info)
     size = options.output.stat().st_size / 2**20
     log(f"saved {options.output} ({size:.1f} MiB) after {time.perf_counter() - began:.1f} s; done")
+    if questions:
+        verify.verify(options.output, config, weights, questions, verify.LIMIT if args.verify_limit is None else args.verify_limit)
 
 
 def build_options(args: argparse.Namespace, layout: Layout) -> BuildOptions:
@@ -153,7 +160,7 @@ def with_ranges(
     """Return the weights with a range for every activation: their own, a cache's, or ones measured now."""
     if not args.calibrate and all(name in weights.ranges for name in activation_ranges(config)):
         log("ranges: those of the weights")
-        if args.calib_path or args.squad_json:
+        if args.calib_path or (args.squad_json and not args.verify):
             log("-p/--calib-path and -j/--squad-json have no effect on weights with ranges; give --calibrate to measure them anew")
         return weights
     from helpers import calibrator

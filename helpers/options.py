@@ -161,7 +161,7 @@ OPTIONS = (
         "--squad-json",
         on=BUILDERS,
         metavar="FILE",
-        help="text to calibrate on (default: squad/dev-v1.1.json, else the sample)",
+        help="questions to calibrate on and to verify with (default: squad/dev-v1.1.json, else the sample)",
     ),
     _option(
         "-n", "--calib-num", on=BUILDERS, type=whole(1), default=100, metavar="N", help="questions to calibrate on (default: 100)"
@@ -174,6 +174,17 @@ OPTIONS = (
         type=float,
         metavar="P",
         help="share of values inside the range, in percent; 100 is the maximum (default: 99.999)",
+    ),
+    # Verification
+    _option(
+        "--verify", on=BUILDERS, type=whole(1), metavar="N", help="ask the new engine N SQuAD questions, the FP32 reference too"
+    ),
+    _option(
+        "--verify-limit",
+        on=BUILDERS,
+        type=float,
+        metavar="X",
+        help="with --verify: fail when F1 lies more than X points below the reference's (default: 1)",
     ),
     # Engine and text
     _option("-e", "--engine", on=INFERENCES + PERFS, required=True, metavar="FILE", help="engine file"),

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 
 from helpers import backends
-from helpers.backends import LoadOptions
+from helpers.backends import LoadOptions, Session
 from helpers.batching import pack
 from helpers.data_processing import (
     Answer,
@@ -37,7 +37,7 @@ from helpers.data_processing import (
 from helpers.engine_text import engine_info, engine_tokenizer
 from helpers.errors import EngineMismatch, UsageError
 from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one
-from helpers.tokenization import Tokens
+from helpers.tokenization import FullTokenizer, Tokens
 
 __all__ = ["Answer", "Example", "LoadOptions", "NBest", "QuestionAnswerer", "WindowLogits", "WindowOptions"]
 
@@ -117,10 +117,23 @@ class QuestionAnswerer:
         if batch_size is not None and batch_size < 1:
             raise UsageError(f"-b/--batch-size {batch_size} is too small; give 1 or more")
         self.tokenizer = engine_tokenizer(engine, self.info, vocab_file, lower_case)
-        self.session = backends.load(engine, self.info, load or LoadOptions())
-        self.batch_size = batch_size or self.session.batch_size
+        self._begin(backends.load(engine, self.info, load or LoadOptions()), batch_size)
+
+    @classmethod
+    def of_session(
+        cls, session: Session, tokenizer: FullTokenizer, window: WindowOptions, batch_size: int | None = None
+    ) -> QuestionAnswerer:
+        """Return a session ready for questions: an engine that is loaded already, or what takes the place of one."""
+        answerer = cls.__new__(cls)
+        answerer.info, answerer.tokenizer, answerer.window = session.info, tokenizer, window
+        answerer._begin(session, batch_size)
+        return answerer
+
+    def _begin(self, session: Session, batch_size: int | None) -> None:
+        self.session = session
+        self.batch_size = batch_size or session.batch_size
         self.statistics = Statistics()
-        self._pool = ThreadPoolExecutor(self.session.concurrency)  # its threads start with the first question
+        self._pool = ThreadPoolExecutor(session.concurrency)  # its threads start with the first question
 
     # Texts and dicts are iterables themselves; the first signature that fits is meant.
     @overload
