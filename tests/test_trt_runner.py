@@ -15,11 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FAKES, SOURCES = ROOT / "tests" / "trt" / "cpp", ROOT / "infer_c"
+REST = ("trt_plan", "engine_file", "json")
 SANITIZERS = ["-g", "-fsanitize=address,undefined"]
 
 MISTAKES = {
     "the logits have no address": (
-        'if (!context.setTensorAddress(output_names_[0].c_str(), logits_.data())) fail("TensorRT refused the address',
+        'if (!context.setTensorAddress(plan_.output().c_str(), logits_.data())) fail("TensorRT refused the address',
         'if (false) fail("TensorRT refused the address',
     ),
     "rows without a sequence are empty": ("third[row] = 1;", ""),
@@ -47,7 +48,7 @@ def compiled(directory: Path, flags: list[str], *sources: Path, output: str) -> 
 def rest(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Everything but the runner, compiled once."""
     directory = tmp_path_factory.mktemp("objects")
-    sources = [FAKES / "check_runner.cpp", SOURCES / "engine_file.cpp", SOURCES / "json.cpp"]
+    sources = [FAKES / "check_runner.cpp", *(SOURCES / f"{name}.cpp" for name in REST)]
     return [compiled(directory, ["-c"], source, output=f"{source.stem}.o") for source in sources]
 
 
@@ -56,7 +57,7 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_runner(tmp_path: Path) -> None:
-    sources = [FAKES / "check_runner.cpp", *(SOURCES / f"{name}.cpp" for name in ("trt_runner", "engine_file", "json"))]
+    sources = [FAKES / "check_runner.cpp", *(SOURCES / f"{name}.cpp" for name in ("trt_runner", *REST))]
     done = run(compiled(tmp_path, SANITIZERS, *sources, output="check_runner"))
     assert (done.returncode, done.stdout) == (0, "all held\n"), done.stdout + done.stderr
 

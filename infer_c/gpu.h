@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both Runners do alike with the GPU: take the current device, describe it, hold asked-for sizes against the engine's,
+// and time work between two events.
+#pragma once
+
+#include <string>
+
+#include "bert_infer.h"
+#include "common.h"
+
+namespace bert {
+
+class Gpu {
+ public:
+  // Throw Error where no CUDA device can be used.
+  Gpu() {
+    int count = 0;
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) fail("no CUDA device can be used here");
+    CUDA_CHECK(cudaGetDevice(&number_));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties_, number_));
+  }
+
+  const cudaDeviceProp& properties() const { return properties_; }
+  int capability() const { return properties_.major * 10 + properties_.minor; }
+  void select() const { CUDA_CHECK(cudaSetDevice(number_)); }  // for the calling thread
+
+  // All that is no Runner's own.
+  Facts facts() const {
+    Facts f;
+    f.device = properties_.name;
+    f.compute_capability = capability();
+    f.multiprocessors = properties_.multiProcessorCount;
+    int khz = 0;
+    if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, number_) == cudaSuccess) f.clock_mhz = khz / 1000;
+    cudaDriverGetVersion(&f.driver);
+    cudaRuntimeGetVersion(&f.runtime);
+    return f;
+  }
+
+ private:
+  int number_ = 0;
+  cudaDeviceProp properties_{};
+};
+
+// The largest batch and length a Runner takes: what was asked for, by default the engine's own.
+struct Limits {
+  int batch, length;
+
+  Limits(const RunnerOptions& options, const EngineInfo& info)
+      : batch(options.max_batch > 0 ? options.max_batch : info.max_batch()), length(options.max_length > 0 ? options.max_length : info.max_length()) {
+    if (batch > info.max_batch() || length > info.max_length()) {
+      refuse("batch ", batch, " of length ", length, " was asked for; the engine was built for at most batch ", info.max_batch(), " of length ",
+             info.max_length());
+    }
+  }
+};
+
+// A stream with the two events that time what is put on it.
+class TimedStream {
+ public:
+  TimedStream() {
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreate(&begin_));
+    CUDA_CHECK(cudaEventCreate(&end_));
+  }
+  TimedStream(const TimedStream&) = delete;
+  TimedStream& operator=(const TimedStream&) = delete;
+  ~TimedStream() {
+    if (begin_) cudaEventDestroy(begin_);
+    if (end_) cudaEventDestroy(end_);
+    if (stream_) cudaStreamDestroy(stream_);
+  }
+
+  operator cudaStream_t() const { return stream_; }
+  void wait() const { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
+
+  // Milliseconds of what `enqueue` puts on the stream.
+  template <class Enqueue>
+  float milliseconds(Enqueue&& enqueue) const {
+    CUDA_CHECK(cudaEventRecord(begin_, stream_));
+    enqueue();
+    CUDA_CHECK(cudaEventRecord(end_, stream_));
+    CUDA_CHECK(cudaEventSynchronize(end_));
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms;
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+}  // namespace bert
