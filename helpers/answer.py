@@ -85,6 +85,7 @@ def open_engine(args: argparse.Namespace) -> QuestionAnswerer:
         batch_size=args.batch_size,
         lower_case=args.lower_case,
         load=load_options(args, latency=not args.squad_json),
+        info=info,
     )
 
 

@@ -34,6 +34,7 @@ from helpers.data_processing import (
     find_spans,
     make_windows,
 )
+from helpers.engine_file import EngineInfo
 from helpers.engine_text import engine_info, engine_tokenizer
 from helpers.errors import EngineMismatch, UsageError
 from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one
@@ -92,6 +93,7 @@ class QuestionAnswerer:
     lower_case: overrides the engine's casing.
     window: WindowOptions; its sequence_length is the engine's longest by default.
     batch_size: windows a run; by default what the engine runs fastest.
+    info: what engine_info has read of the engine, where the caller knows it already.
 
     Raises BertError: InputError (no such file, wrong vocabulary), EngineMismatch, MissingDependency, UsageError.
     """
@@ -105,8 +107,9 @@ class QuestionAnswerer:
         batch_size: int | None = None,
         lower_case: bool | None = None,
         load: LoadOptions | None = None,
+        info: EngineInfo | None = None,
     ) -> None:
-        self.info = engine_info(engine)
+        self.info = info or engine_info(engine)
         self.window = window or WindowOptions(sequence_length=self.info.max_length)
         longest, wanted = self.info.max_length, self.window.sequence_length
         if wanted > longest:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
-from helpers import QuestionAnswerer
+from helpers import QuestionAnswerer, engine_text
 from helpers.data_processing import Example, WindowOptions, read_squad
 from helpers.errors import EngineMismatch
 from helpers.squad_metrics import evaluate_v11
@@ -54,6 +54,14 @@ def test_text_from_files_and_vocabulary_of_the_model(script, engines, tmp_path) 
     assert result["answer"] == ANSWER == PASSAGE[result["start"] : result["end"]]
     assert len(result["n_best"]) == 20
     assert sum(each["score"] for each in result["n_best"]) == pytest.approx(1)
+
+
+def test_the_metadata_is_read_once(script, engines, monkeypatch) -> None:
+    read = engine_text.read_info
+    paths = []
+    monkeypatch.setattr(engine_text, "read_info", lambda path: paths.append(path) or read(path))
+    assert script("inference", "-e", engines["fp32"], "-p", PASSAGE, "-q", QUESTION).status == 0
+    assert paths == [str(engines["fp32"])]
 
 
 def test_three_lines_of_python(engines) -> None:
