@@ -159,10 +159,11 @@ def test_residuals_in_eight_bits_are_noted(tmp_path: Path) -> None:
     assert read_info(write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})).details == {}
 
 
-def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
     monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89))
     path = write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})
+    assert f"for another machine: {path} is an int8 engine" in capsys.readouterr().err
     info = read_info(path)
     sentence = r"e is an int8 engine, which needs compute capability 9\.0 \(Hopper\), this GPU has 8\.9; build it again with --fp16"
     with pytest.raises(EngineMismatch, match=sentence):

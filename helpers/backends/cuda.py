@@ -84,16 +84,19 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
     tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 or eight_bit else np.float32), eight_bit)
     with written_whole(options.output) as temporary:
         save_file(tensors, str(temporary), {METADATA_KEY: info.to_json()})
-        if found := _search(temporary, info):
+        if found := _search(temporary, options.output, info):
             save_file(tensors, str(temporary), {METADATA_KEY: replace(info, details={**info.details, **found}).to_json()})
 
 
-def _search(path: Path, info: EngineInfo) -> dict[str, Any]:
-    """Return the algorithms timed on this machine's GPU for the engine's shapes; nothing where it has none."""
+def _search(path: Path, output: Path, info: EngineInfo) -> dict[str, Any]:
+    """Return the algorithms timed on this machine's GPU for the engine's shapes; nothing where it has none that runs the engine."""
     try:
         check()
-        check_hardware(path, info)
-    except (MissingDependency, EngineMismatch):
+        check_hardware(output, info)
+    except MissingDependency:
+        return {}
+    except EngineMismatch as error:
+        print(f"for another machine: {error}", file=sys.stderr)
         return {}
     engine = infer_c().bert_inf(str(path), enable_graph=False)
     for size in info.batch_sizes:
