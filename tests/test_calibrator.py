@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 
-from conftest import MODEL, ONNX, PASSAGE, QUESTION, SAMPLE, small_config, small_weights
+from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, SAMPLE, small_config, small_weights
 from helpers import calibrator
 from helpers.batching import random_batch
 from helpers.reference import Reference
 from helpers.tokenization import FullTokenizer
 from helpers.weights.names import activation_ranges
 
+DECISIONS = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
 CALIBRATE = ("--int8", "--calibrate", "-n", 3, "-j", SAMPLE, "-s", 128, "--backend", "cpu")
 
 
@@ -109,3 +111,17 @@ def test_calibrated_int8_answers(script, tmp_path) -> None:
     assert script("builder", *build).status == 0
     ended = script("inference", "-e", tmp_path / "e", "-p", PASSAGE, "-q", QUESTION)
     assert "high performance deep learning inference platform" in ended.out
+
+
+def test_the_table_of_calibrations(monkeypatch, capsys) -> None:
+    spec = importlib.util.spec_from_file_location("calibration_table", ROOT / "scripts" / "calibration_table.py")
+    assert spec and spec.loader
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    one = calibrator.text_batches(SAMPLE, FullTokenizer.from_file(MODEL / "vocab.txt"), 1, 128)
+    monkeypatch.setattr(calibrator, "text_batches", lambda *settings: one)
+    table.main(["--questions", "2"])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows[0].endswith(" | 0.0 % | 0 |")
+    names = [row.split("|")[1].strip() for row in rows]
+    assert len(names) == 11 and all(f"| {name.replace('-iln', '`-iln`')} |" in DECISIONS.replace("**", "") for name in names[1:])
