@@ -48,10 +48,15 @@ class CudaRunner final : public Runner {
     CUDA_CHECK(cudaGetDeviceProperties(&properties_, device_));
     const int capability = properties_.major * 10 + properties_.minor;
     if (capability < 80) fail(properties_.name, " has compute capability ", properties_.major, ".", properties_.minor, "; the cuda backend needs 8.0");
-    if (info.precision != "fp16" && info.precision != "fp32") fail("the cuda backend has no precision ", info.precision, " yet; build with --fp16");
+    const bool eight_bit = info.precision == "int8" || info.precision == "fp8";
+    if (!eight_bit && info.precision != "fp16" && info.precision != "fp32") fail("the cuda backend has no precision ", info.precision, "; build with --fp16");
+    if (eight_bit && capability != 90) {
+      fail("this is an ", info.precision, " engine, whose kernels need compute capability 9.0 (Hopper); ", properties_.name, " has ", properties_.major, ".",
+           properties_.minor, ". Build with --fp16 for it");
+    }
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     const bool hopper = capability == 90 && info.precision == "fp16" && !options.plain;
-    encoder_ = hopper ? encoder_sm90(file_, limits_) : encoder_plain(file_, limits_);
+    encoder_ = eight_bit ? encoder_8bit_sm90(file_, limits_) : hopper ? encoder_sm90(file_, limits_) : encoder_plain(file_, limits_);
     if (!options.choices.empty()) encoder_->set_choices(options.choices);
     header_ = round_up(limits_.max_batch + 2, 4);
     const size_t ints = static_cast<size_t>(header_) + 3ull * limits_.max_rows();

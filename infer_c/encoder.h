@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The forward pass on the device, from ids to logits: one interface, two implementations. `encoder_plain` runs on any GPU
-// from sm_80 up, in FP16 or FP32, on cuBLASLt; `encoder_sm90` is FP16 on Hopper with the project's own products.
+// The forward pass on the device, from ids to logits: one interface, three implementations. `encoder_plain` runs on any GPU
+// from sm_80 up, in FP16 or FP32, on cuBLASLt; the others run on Hopper with the project's own products, in FP16 or in INT8 and FP8.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -47,5 +48,9 @@ struct EncoderLimits {
 
 std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimits& limits);
 std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits);
+
+// Called ahead of each product with its layer, its place there (0 to 3) and its 8-bit input on the device, (rows, columns). For tests.
+using Trace = std::function<void(int layer, int product, const uint8_t* input, int columns)>;
+std::unique_ptr<Encoder> encoder_8bit_sm90(const EngineFile& file, const EncoderLimits& limits, Trace trace = nullptr);
 
 }  // namespace bert

@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward pass on Hopper, FP16: five kernels a layer, LayerNorms folded into the products (kernels/product_sm90.h),
-// each kernel launched before the one ahead of it ends. How each product is cut over the machine is found by timing the
-// whole pass, because a product in its place (weights from memory, neighbours overlapping) differs from one alone.
-#include <cstdlib>
-#include <map>
+// each kernel launched before the one ahead of it ends.
 #include <vector>
 
 #include "encoder.h"
-#include "json.h"
 #include "kernels/attention.h"
 #include "kernels/fold.h"
 #include "kernels/head.h"
 #include "kernels/layernorm.h"
 #include "kernels/product_lt.h"
-#include "kernels/product_sm90.h"
+#include "product_search.h"
 #include "replay.h"
 #include "upload.h"
 
@@ -21,29 +17,13 @@ namespace bert {
 
 namespace {
 
-constexpr int kProducts = 4;  // of a layer: query-key-value, attention output, intermediate, output
-// Rows of the tensor maps' boxes, each 128 bytes wide.
-constexpr int kWeightBoxes[] = {64, 96, 128}, kInputBoxes[] = {kRowBox, kRowBox / 2, kRowBox / 4};
-constexpr int kBoxes = 3;
-
-int box_of(const int (&boxes)[kBoxes], int rows) {
-  for (int i = 0; i < kBoxes; ++i) {
-    if (boxes[i] == rows) return i;
-  }
-  fail("there is no tensor map with boxes of ", rows, " rows");
-}
-
-using Choice = std::vector<Variant>;  // one for each product
-
 // Weights of one product, as its kernel wants them.
 struct Operand {
   const __half* weights = nullptr;
   int columns = 0, depth = 0;
   const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
   const __half* half_bias = nullptr;               // `bias` for a library's epilogue
-  CUtensorMap maps[kBoxes];                        // by kWeightBoxes
-
-  const CUtensorMap& map(const Variant& v) const { return maps[box_of(kWeightBoxes, v.box_rows())]; }
+  BoxMaps maps;
 };
 
 struct Layer {
@@ -60,10 +40,8 @@ class EncoderSm90 final : public Encoder {
         qkv_(half_rows(3 * config_.hidden_size)),
         context_(half_rows(config_.hidden_size)),
         inner_(half_rows(config_.intermediate_size)),
-        stats_{Buffer<float2>(stats_size(), true), Buffer<float2>(stats_size(), true)} {
-    int device = 0;
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+        stats_{Buffer<float2>(stats_size(), true), Buffer<float2>(stats_size(), true)},
+        search_(product_sizes(config_, 64), multiprocessor_count()) {
     prepare_products();
     load();
     table_normal_ = table_;
@@ -73,47 +51,25 @@ class EncoderSm90 final : public Encoder {
     const __half* inputs[] = {x_[0].data(), context_.data(), x_[1].data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) {
       const int depth = i == 3 ? config_.intermediate_size : hidden;
-      for (int b = 0; b < kBoxes; ++b) input_maps_[i][b] = matrix_map(inputs[i], Format::half, capacity_, depth, kInputBoxes[b]);
+      input_maps_[i] = BoxMaps(inputs[i], Format::half, capacity_, depth);
     }
     fast_attention_ = attention_sm90_fits(config_.head_size(), limits.max_length);
     if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
-    const int key = row_key(bucket.rows);
-    if (choices_.count(key) != 0) return;
-    const Operand* products = layers_.front().products;
-    Choice choice;
-    for (int i = 0; i < kProducts; ++i) choice.push_back(default_variant(bucket.rows, products[i]));
-    choices_[key] = choice;
-    forward(stream, in, bucket, logits);  // kernels are loaded at their first launch, which must not happen during capture
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    float best = time(stream, in, bucket, logits);
-    for (int i = 0; i < kProducts; ++i) {
-      for (const Variant& candidate : variants(bucket.rows, products[i].columns, products[i].depth, multiprocessors_)) {
-        const Variant before = choices_[key][i];
-        if (candidate.name() == before.name()) continue;
-        choices_[key][i] = candidate;
-        const float ms = time(stream, in, bucket, logits);
-        if (ms < best) {
-          best = ms;
-        } else {
-          choices_[key][i] = before;
-        }
-      }
-    }
-    choice = choices_[key];  // and at last cuBLASLt's products between kernels of our own (forward_library)
-    choices_[key] = Choice(kProducts, Variant{0, 1, 1});
-    forward(stream, in, bucket, logits);  // cuBLASLt's own search, not to be captured
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    if (time(stream, in, bucket, logits) >= best) choices_[key] = choice;
+    if (search_.found(bucket.rows)) return;
+    const auto pass = [&] {
+      forward(stream, in, bucket, logits);
+      CUDA_CHECK(cudaStreamSynchronize(stream));
+    };
+    pass();  // kernels are loaded at their first launch, which must not happen during capture
+    search_.run(bucket.rows, [&] { return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); }); }, pass);
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
-    const auto found = choices_.find(row_key(bucket.rows));
     const int hidden = config_.hidden_size, rows = bucket.rows;
-    Choice choice;
-    for (int i = 0; i < kProducts; ++i) choice.push_back(found != choices_.end() ? found->second[i] : default_variant(rows, layers_.front().products[i]));
+    const ProductSearch::Choice choice = search_.at(rows);
     if (choice[0].library()) return forward_library(stream, in, bucket, logits);
     const auto stats_of = [&](int which, const Variant& v) { return RowStats{stats_[which].data(), ceil_div(hidden, v.tile_columns), v.tile_columns}; };
     const RowStats before{stats_[0].data(), 1, hidden}, middle = stats_of(1, choice[1]), after = stats_of(0, choice[3]);
@@ -125,7 +81,7 @@ class EncoderSm90 final : public Encoder {
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
-        product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i][box_of(kInputBoxes, choice[i].input_rows())], o.map(choice[i]), product, rows);
+        product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), product, rows, search_.multiprocessors());
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -143,54 +99,13 @@ class EncoderSm90 final : public Encoder {
   }
   std::string name() const override { return fast_attention_ ? "sm_90a FP16" : "sm_90a FP16, plain attention"; }
 
-  std::string choices() const override {
-    std::string out = "{";
-    for (const auto& [key, choice] : choices_) {
-      out += (out.size() > 1 ? ", \"" : "\"") + std::to_string(key) + "\": [";
-      for (int i = 0; i < kProducts; ++i) out += text(i ? ", " : "", "[", choice[i].tile_columns, ", ", choice[i].split, ", ", choice[i].share, "]");
-      out += "]";
-    }
-    return out + "}";
-  }
-
-  // What another version remembered and this one does not know is left out: it is searched again.
-  void set_choices(const std::string& json) override {
-    const Json root = Json::parse(json);
-    for (const auto& [key, list] : root.members()) {
-      Choice choice;
-      for (const Json& entry : list.items()) {
-        const std::vector<Json>& n = entry.items();
-        if (n.size() != 3) break;
-        const Variant v{static_cast<int>(n[0].integer()), static_cast<int>(n[1].integer()), static_cast<int>(n[2].integer())};
-        if (!v.exists() || (!choice.empty() && v.library() != choice[0].library())) break;  // cuBLASLt's all or none
-        choice.push_back(v);
-      }
-      if (choice.size() == kProducts) choices_[std::atoi(key.c_str())] = choice;
-    }
-  }
+  std::string choices() const override { return search_.json(); }
+  void set_choices(const std::string& json) override { search_.read(json); }
 
  private:
   Buffer<__half> half_rows(int columns) const { return Buffer<__half>(static_cast<size_t>(capacity_) * columns, true); }
   size_t stats_size() const { return static_cast<size_t>(capacity_) * ceil_div(config_.hidden_size, 64); }
   AttentionShape attention_shape(const Bucket& b) const { return {b.batch, b.max_seqlen, config_.num_attention_heads, config_.head_size()}; }
-
-  // Row counts that share a choice: by whole tiles up to 8, where each tile changes the picture, then by powers of two.
-  static int row_key(int rows) {
-    if (rows <= 8 * kRowBox) return round_up(rows, kRowBox);
-    int key = 8 * kRowBox;
-    while (key < rows) key *= 2;
-    return key;
-  }
-
-  // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
-  Variant default_variant(int rows, const Operand& o) const {
-    const int tiles = ceil_div(rows, kRowBox) * ceil_div(o.columns, 256);
-    if (2 * tiles >= 2 * multiprocessors_) return {256, 1, 2};
-    Variant v{64, 1, 1};
-    while (v.split < 8 && ceil_div(rows, kRowBox) * ceil_div(o.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
-    while (v.split > ceil_div(o.depth, 64)) v.split /= 2;
-    return v;
-  }
 
   void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {
     if (fast_attention_) {
@@ -225,10 +140,6 @@ class EncoderSm90 final : public Encoder {
     head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
   }
 
-  float time(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) {
-    return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); });
-  }
-
   void load();
 
   Config config_;
@@ -237,15 +148,14 @@ class EncoderSm90 final : public Encoder {
   Buffer<__half> x_[2];              // (rows, hidden), before their LayerNorms: layer input, after attention
   Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
   Buffer<float2> stats_[2];          // of x_
-  CUtensorMap input_maps_[kProducts][kBoxes];  // by kInputBoxes
+  BoxMaps input_maps_[kProducts];
   CUtensorMap attention_map_;
   bool fast_attention_ = false;
-  int multiprocessors_ = 0;
   Embeddings<__half> table_{}, table_normal_{};  // the second normalises and nothing more
   ProductLt library_{true};
   const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
   std::vector<Layer> layers_;
-  std::map<int, Choice> choices_;  // by row_key
+  ProductSearch search_;
 };
 
 void EncoderSm90::load() {
@@ -286,9 +196,7 @@ void EncoderSm90::load() {
     layer.products[3] = residual(l + "output_dense", inner);
     gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "output_layernorm_beta", hidden);
-    for (Operand& o : layer.products) {
-      for (int b = 0; b < kBoxes; ++b) o.maps[b] = matrix_map(o.weights, Format::half, o.columns, o.depth, kWeightBoxes[b]);
-    }
+    for (Operand& o : layer.products) o.maps = BoxMaps(o.weights, Format::half, o.columns, o.depth);
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;

@@ -134,7 +134,7 @@ void EngineFile::read_header(const std::string&) {
     if (begin < 0 || end < begin || static_cast<uint64_t>(end) > room) fail("tensor ", name, " lies outside the file");
     tensor.data = data + begin;
     tensor.bytes = static_cast<size_t>(end - begin);
-    const size_t width = tensor.dtype == "F32" ? 4 : tensor.dtype == "F16" ? 2 : 0;
+    const size_t width = tensor.dtype == "F32" ? 4 : tensor.dtype == "F16" ? 2 : tensor.dtype == "I8" || tensor.dtype == "U8" ? 1 : 0;
     if (width != 0 && tensor.bytes != count * width) fail("tensor ", name, " has ", tensor.bytes, " bytes for ", count, " values of ", tensor.dtype);
     tensors_[name] = std::move(tensor);
   }

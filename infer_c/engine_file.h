@@ -28,7 +28,7 @@ struct Config {
 struct EngineInfo {
   Config config;
   std::string layout;     // "padded" or "packed"
-  std::string precision;  // "fp32" or "fp16"
+  std::string precision;  // "fp32", "fp16", "int8" or "fp8"
   std::vector<int> batch_sizes, sequence_lengths;
 
   int max_batch() const;
@@ -39,7 +39,7 @@ struct EngineInfo {
 EngineInfo parse_info(const std::string& metadata, const std::string& backend);
 
 struct Tensor {
-  std::string dtype;  // "F16", "F32" as safetensors writes them
+  std::string dtype;  // "F16", "F32", "I8", "U8" as safetensors writes them
   std::vector<int64_t> shape;
   const void* data = nullptr;  // inside the mapping
   size_t bytes = 0;

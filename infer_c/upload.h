@@ -22,6 +22,7 @@ class Upload {
   T* matrix(const std::string& name, int rows, int columns) {
     return static_cast<T*>(copy(file_.tensor(name, std::is_same_v<T, float> ? "F32" : "F16", {rows, columns})));
   }
+  void* bytes_of(const std::string& name, const char* dtype, int rows, int columns) { return copy(file_.tensor(name, dtype, {rows, columns})); }
   float* vector(const std::string& name, int count) { return static_cast<float*>(copy(file_.tensor(name, "F32", {count}))); }
   float* vectors(const std::string& name, int rows, int columns) { return static_cast<float*>(copy(file_.tensor(name, "F32", {rows, columns}))); }
 

@@ -32,8 +32,7 @@ VARIANTS = [
     (96, 1, 2),
     (128, 1, 1),
     (128, 1, 4),
-    (256, 1, 2),
-    (256, 1, 4),
+    (256, 1, 1),
 ]
 SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1008), (128, 3072, 1024), (129, 1024, 4096), (300, 784, 208), (515, 2304, 768)]
 # The persistent kernel walks over several tiles a block only where there are many.
@@ -108,7 +107,9 @@ def test_eight_bits(epilogue: str, variant: tuple[int, int, int], precision: str
         if epilogue in ("bias", "residual"):
             out = out.view(np.float16).astype(np.float64)
             assert error(out, expected) <= 1e-3, where
-            assert np.abs(out - expected).max() <= 2e-3 * np.abs(expected).max() + 2e-3, where
+            # The tensor cores add products of E4M3 up in fewer bits than FP32 has.
+            loosest = (2e-3 if precision == "int8" else 5e-3) * np.abs(expected).max() + 2e-3
+            assert np.abs(out - expected).max() <= loosest, where
         else:
             check_rounded(out, expected * inverse, precision, equal=0.95, slack=2e-3)
 

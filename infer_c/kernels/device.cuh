@@ -84,17 +84,18 @@ __device__ float block_sum(float x, float* scratch) {
   return total;
 }
 
-// 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of Google's BERT. tanh.approx has a relative error of 2^-11,
+// factor / 2 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of Google's BERT. tanh.approx has a relative error of 2^-11,
 // that of the FP16 result.
-__device__ inline float gelu_tanh(float x) {
-  const float inner = 0.7978845608028654f * x * (1.f + 0.044715f * x * x);
+__device__ inline float gelu_tanh(float x, float factor = 1.f) {
+  const float inner = x * fmaf(0.7978845608028654f * 0.044715f, x * x, 0.7978845608028654f);
 #if __CUDA_ARCH__ >= 750
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(inner));
 #else
   const float t = tanhf(inner);
 #endif
-  return 0.5f * x * (1.f + t);
+  const float half = 0.5f * factor * x;
+  return fmaf(half, t, half);
 }
 
 __device__ inline float gelu_tanh_exact(float x) { return 0.5f * x * (1.f + tanhf(0.7978845608028654f * x * (1.f + 0.044715f * x * x))); }

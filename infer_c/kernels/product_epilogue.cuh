@@ -30,7 +30,7 @@ __device__ inline float finish(Sum sum, const Column& c, Norm norm, float residu
   const float x = kFormat == Format::half ? static_cast<float>(sum) : static_cast<float>(sum) * c.scale;
   if constexpr (kEpilogue == Epilogue::residual) return x + c.bias + (residual - norm.mean) * norm.scale * c.factor;
   if constexpr (kEpilogue == Epilogue::bias) return x + c.bias;
-  if constexpr (kEpilogue == Epilogue::gelu_tanh) return gelu_tanh(x + c.bias) * inverse_scale;
+  if constexpr (kEpilogue == Epilogue::gelu_tanh) return gelu_tanh(x + c.bias, inverse_scale);
   if constexpr (kEpilogue == Epilogue::gelu_erf) return gelu_erf(x + c.bias) * inverse_scale;
   const float y = norm.scale * (x - norm.mean * c.factor) + c.bias;
   if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) return gelu_tanh(y);

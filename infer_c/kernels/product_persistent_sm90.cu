@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper product for many rows: one block a multiprocessor, two warpgroups that take turns at tiles of 64 x 256, so that one
 // finishes its tile (epilogue) while the other keeps the tensor cores busy. One warp feeds a ring of 5 stages of 40 KB through
-// the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the
-// same weights: each fetches its part of them and multicasts it. With 4, a block draws 16 KB from the L2 for each 64 x 256 x 128
-// bytes of products, as little as tiles of 128 x 256 shared by 2 (which leave the tensor cores idle during every epilogue).
-#include <map>
-
+// the copy engine; two more fetch what the epilogues need. The two blocks of a cluster work on neighbouring rows with the same
+// weights: each fetches half of them and multicasts it. What limits is the bandwidth of shared memory: a turn's products read
+// 80 bytes a cycle and the copy engine writes as many, where 128 are to be had; so epilogues are sparing with it.
 #include "launch.h"
 #include "product_epilogue.cuh"
 #include "product_sm90.h"
@@ -16,6 +14,7 @@ namespace bert {
 namespace {
 
 constexpr int kRows = 64, kTile = 256;  // of a warpgroup's turn
+constexpr int kCluster = 2;
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
@@ -31,18 +30,22 @@ constexpr int kChunkBytes = 16 * kPitch;    // 16 rows: one warp's
 // What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
 struct Side {
   Norm norms[kRows];
-  float scale[kTile], bias[kTile], factor[kTile];
+  float4 pairs[kTile / 2];   // of two columns: bias and factor in FP16, scale and bias in 8 bits
+  float2 factors[kTile / 2]; // in 8 bits
 };
 static_assert(kTile == 4 * kSideThreads && kRows == kSideThreads, "the side warps fetch 4 columns and a row a thread");
 
 constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * kStages + 2 * kGroups) * 8;
 static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
 
-// Fetch a warp's 16 x 64 values of the residual, whole lines: each is under way while the chunk before it is worked on.
-__device__ inline void load_residual(uint4 (&lines)[4], const Product& p, int first_row, int first_column, int rows) {
+constexpr int kLines = 4;     // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes
+constexpr int kAhead = 2;     // chunks of the residual that are under way
+
+// Fetch a warp's 16 x 64 values of the residual, whole lines.
+__device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, int first_row, int first_column, int rows) {
   const int lane = threadIdx.x % kWarp, column = first_column + lane % 8 * 8;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kLines; ++i) {
     const int row = first_row + i * 4 + lane / 8;
     lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
   }
@@ -51,8 +54,8 @@ __device__ inline void load_residual(uint4 (&lines)[4], const Product& p, int fi
 // Finish a warp's 16 x 256 results: rows go through shared memory 128 bytes at a time, so that the residual is read and the
 // output written in whole lines. `row` is the warp's first one, in the tile (`side`) and in the matrix.
 template <Format kFormat, Epilogue kEpilogue>
-__device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], const Product& p, const Side& side, char* buffer, int tile_row, int first_row,
-                         int first_column, int rows) {
+__device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Side& side, char* buffer,
+                         int tile_row, int first_row, int first_column, int rows) {
   using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
   using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
   constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
@@ -61,31 +64,29 @@ __device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], const Product& p,
   const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
   Norm norm0{}, norm1{};
   if (has_norms(kEpilogue)) norm0 = side.norms[tile_row + row0], norm1 = side.norms[tile_row + row0 + 8];
-  uint4 lines[4];  // the next chunk of the residual
-  float sum0 = 0, sum1 = 0;
-  if (kResidual) load_residual(lines, p, first_row, first_column, rows);
+    float sum0 = 0, sum1 = 0;
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
     const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
     if (first_column + c * kChunk >= p.columns) break;
     if (kResidual) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = lines[i];
+      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = residual[c % kAhead][i];
       __syncwarp();
-      if (c + 1 < kTile / kChunk) load_residual(lines, p, first_row, first_column + (c + 1) * kChunk, rows);
+      if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
     }
 #pragma unroll
     for (int j = 0; j < kChunk / 8; ++j) {
       const int at = c * kChunk + j * 8 + pair;
       auto* d = acc + 4 * (c * kChunk / 8 + j);
-      const float2 bias = *reinterpret_cast<const float2*>(side.bias + at);
-      float2 scale{}, factor{}, x0{}, x1{};
-      if (kFormat != Format::half) scale = *reinterpret_cast<const float2*>(side.scale + at);
-      if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float2*>(side.factor + at);
+      const float4 values = side.pairs[at / 2];
+      float2 factor{}, x0{}, x1{};
+      if (kFormat != Format::half && has_norms(kEpilogue)) factor = side.factors[at / 2];
       OutPair* to0 = reinterpret_cast<OutPair*>(buffer + row0 * kPitch + (j * 8 + pair) * sizeof(Out));
       OutPair* to1 = reinterpret_cast<OutPair*>(buffer + (row0 + 8) * kPitch + (j * 8 + pair) * sizeof(Out));
       if constexpr (kResidual) x0 = __half22float2(*reinterpret_cast<__half2*>(to0)), x1 = __half22float2(*reinterpret_cast<__half2*>(to1));
-      const Column left{scale.x, bias.x, factor.x}, right{scale.y, bias.y, factor.y};
+      const Column left = kFormat == Format::half ? Column{1.f, values.x, values.z} : Column{values.x, values.z, factor.x};
+      const Column right = kFormat == Format::half ? Column{1.f, values.y, values.w} : Column{values.y, values.w, factor.y};
       const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
         return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
       };
@@ -101,7 +102,7 @@ __device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], const Product& p,
     }
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kLines; ++i) {
       const int row = first_row + i * 4 + line;
       const uint4 value = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
       if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = value;
@@ -133,7 +134,7 @@ __device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], const Product& p,
   }
 }
 
-template <Format kFormat, Epilogue kEpilogue, int kCluster>
+template <Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -212,16 +213,17 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         Norm norm{};
         if (has_norms(kEpilogue)) norm = combine(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
-        if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue reads it a chunk ahead only
+        if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue fetches it late
           for (int i = column_of(tile); i < min(column_of(tile) + kTile, p.columns); i += 64) {
             asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + i));
           }
         }
         sm90::wait(side_empty + group, (turn / kGroups & 1) ^ 1);
         side.norms[r] = norm;
-        *reinterpret_cast<float4*>(side.scale + 4 * r) = scale;
-        *reinterpret_cast<float4*>(side.bias + 4 * r) = bias;
-        *reinterpret_cast<float4*>(side.factor + 4 * r) = factor;
+        const float4 &a = kFormat == Format::half ? bias : scale, &b = kFormat == Format::half ? factor : bias;
+        side.pairs[2 * r] = make_float4(a.x, a.y, b.x, b.y);
+        side.pairs[2 * r + 1] = make_float4(a.z, a.w, b.z, b.w);
+        *reinterpret_cast<float4*>(side.factors + 2 * r) = factor;
         __syncwarp();
         if (lane == 0) sm90::arrive(side_full + group);
       }
@@ -232,9 +234,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int group = warp / kGroupWarps;
     int used = group * blocks, turn = 0;  // stages that the groups have used up to this one's turn
     for (int tile = first_tile + group * tile_step; tile < tiles; tile += kGroups * tile_step, used += (kGroups - 1) * blocks, ++turn) {
+      const int tile_row = warp % kGroupWarps * 16;
+      uint4 residual[kAhead][kLines];
+      if (kEpilogue == Epilogue::residual) {
+#pragma unroll
+        for (int c = 0; c < kAhead; ++c) load_residual(residual[c], p, row_of(tile) + tile_row, column_of(tile) + 64 * c, rows);
+      }
       sm90::Sum<kFormat> acc[kTile / 2];
 #pragma unroll
       for (int i = 0; i < kTile / 2; ++i) acc[i] = 0;
+      // Turns begin when the other group has waited for its last stage: a stage's barrier tells this phase from the one before,
+      // not from the one before that.
+      if (group + turn > 0) sm90::named_barrier(1 + group, kGroups * kGroupWarps * kWarp);
       for (int i = 0; i < blocks; ++i, ++used) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
@@ -246,6 +257,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < kRowBytes / 32; ++k) sm90::multiply<kTile, kFormat>(acc, a + 2 * k, b + 2 * k, true);  // + 2: 32 bytes
         sm90::multiply_commit();
         sm90::pin(acc);
+        if (i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
         sm90::multiply_wait<1>();
         if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       }
@@ -253,8 +265,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::pin(acc);
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       sm90::wait(side_full + group, turn & 1);
-      const int tile_row = warp % kGroupWarps * 16;
-      epilogue<kFormat, kEpilogue>(acc, p, sides[group], buffers + warp * kChunkBytes, tile_row, row_of(tile) + tile_row, column_of(tile), rows);
+      epilogue<kFormat, kEpilogue>(acc, residual, p, sides[group], buffers + warp * kChunkBytes, tile_row, row_of(tile) + tile_row, column_of(tile), rows);
       if (lane == 0) sm90::arrive(side_empty + group);
     }
   }
@@ -267,73 +278,45 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-template <Format kFormat, Epilogue kEpilogue>
-Kernel kernel_of(int cluster) {
-  return cluster == 4 ? product_persistent_kernel<kFormat, kEpilogue, 4> : product_persistent_kernel<kFormat, kEpilogue, 2>;
-}
-
 template <Format kFormat>
-Kernel eight_bit_kernel(Epilogue epilogue, int cluster) {
+Kernel eight_bit_kernel(Epilogue epilogue) {
   switch (epilogue) {
-    case Epilogue::residual: return kernel_of<kFormat, Epilogue::residual>(cluster);
-    case Epilogue::bias: return kernel_of<kFormat, Epilogue::bias>(cluster);
-    case Epilogue::gelu_tanh: return kernel_of<kFormat, Epilogue::gelu_tanh>(cluster);
-    case Epilogue::gelu_erf: return kernel_of<kFormat, Epilogue::gelu_erf>(cluster);
+    case Epilogue::residual: return product_persistent_kernel<kFormat, Epilogue::residual>;
+    case Epilogue::bias: return product_persistent_kernel<kFormat, Epilogue::bias>;
+    case Epilogue::gelu_tanh: return product_persistent_kernel<kFormat, Epilogue::gelu_tanh>;
+    case Epilogue::gelu_erf: return product_persistent_kernel<kFormat, Epilogue::gelu_erf>;
     default: fail("8-bit products have no folded norm");
   }
 }
 
-Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
-  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue, cluster);
-  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue, cluster);
+Kernel kernel_of(Format format, Epilogue epilogue) {
+  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue);
+  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue);
   switch (epilogue) {
-    case Epilogue::norm: return kernel_of<Format::half, Epilogue::norm>(cluster);
-    case Epilogue::norm_gelu_tanh: return kernel_of<Format::half, Epilogue::norm_gelu_tanh>(cluster);
-    case Epilogue::norm_gelu_erf: return kernel_of<Format::half, Epilogue::norm_gelu_erf>(cluster);
-    case Epilogue::residual: return kernel_of<Format::half, Epilogue::residual>(cluster);
+    case Epilogue::norm: return product_persistent_kernel<Format::half, Epilogue::norm>;
+    case Epilogue::norm_gelu_tanh: return product_persistent_kernel<Format::half, Epilogue::norm_gelu_tanh>;
+    case Epilogue::norm_gelu_erf: return product_persistent_kernel<Format::half, Epilogue::norm_gelu_erf>;
+    case Epilogue::residual: return product_persistent_kernel<Format::half, Epilogue::residual>;
     default: fail("FP16 products have their bias in the folded norm");
   }
-}
-
-// Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
-// of 2 but not 33 of 4: a cluster stays within one of the chip's 16 to 18 multiprocessor parts.)
-int clusters_at_once(int cluster) {
-  static std::map<int, int> known;
-  int& count = known[cluster];
-  if (count == 0) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kSharedBytes;
-    config.attrs = &attribute, config.numAttrs = 1;
-    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, cluster), &config));
-    if (count < 1) fail("no cluster of ", cluster, " blocks fits on this GPU");
-  }
-  return count;
 }
 
 }  // namespace
 
 void prepare_product_persistent() {
-  for (const int cluster : {2, 4}) {
-    for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
-      allow_shared(kernel_of(Format::half, epilogue, cluster), kSharedBytes);
-    }
-    for (const Format format : {Format::int8, Format::fp8}) {
-      for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
-        allow_shared(kernel_of(format, epilogue, cluster), kSharedBytes);
-      }
-    }
-    clusters_at_once(cluster);
+  for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
+    allow_shared(kernel_of(Format::half, epilogue), kSharedBytes);
+  }
+  for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
+    allow_shared(kernel_of(Format::int8, epilogue), kSharedBytes);
+    allow_shared(kernel_of(Format::fp8, epilogue), kSharedBytes);
   }
 }
 
-void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
-                        const CUtensorMap& weights, const Product& product, int rows) {
-  const int cluster = variant.share, tiles = ceil_div(rows, cluster * kRows) * ceil_div(product.columns, kTile);
-  const int clusters = std::min(clusters_at_once(cluster), tiles);
-  launch(stream, {dim3(clusters * cluster), dim3(kThreads), kSharedBytes, cluster, true}, kernel_of(format, epilogue, cluster), input, weights, product);
+void product_persistent(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+                        const Product& product, int rows, int multiprocessors) {
+  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRows) * ceil_div(product.columns, kTile));
+  launch(stream, {dim3(clusters * kCluster), dim3(kThreads), kSharedBytes, kCluster, true}, kernel_of(format, epilogue), input, weights, product);
 }
 
 }  // namespace bert

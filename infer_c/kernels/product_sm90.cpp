@@ -29,17 +29,28 @@ CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns,
   return map;
 }
 
-std::vector<Variant> variants(int rows, int columns, int depth, int multiprocessors) {
+BoxMaps::BoxMaps(const void* matrix, Format format, int rows, int columns) {
+  for (int i = 0; i < 4; ++i) maps_[i] = matrix_map(matrix, format, rows, columns, kHeights[i]);
+}
+
+const CUtensorMap& BoxMaps::of(int box_rows) const {
+  for (int i = 0; i < 4; ++i) {
+    if (kHeights[i] == box_rows) return maps_[i];
+  }
+  fail("there is no tensor map with boxes of ", box_rows, " rows");
+}
+
+std::vector<Variant> variants(int rows, int columns, int boxes, int multiprocessors) {
   std::vector<Variant> list;
-  const int row_tiles = ceil_div(rows, kRowBox), depth_blocks = ceil_div(depth, 64);
+  const int row_tiles = ceil_div(rows, kRowBox);
   // Many rows: the persistent kernel, or its nearest rival. A search through the rest would only cost time.
-  if (rows > 4096) return {{256, 1, 4}, {256, 1, 2}, {128, 1, 1}};
+  if (rows > 4096) return {{256, 1, 1}, {128, 1, 1}};
   for (const int tile_columns : {64, 96, 128}) {
     const int column_tiles = ceil_div(columns, tile_columns), tiles = row_tiles * column_tiles;
     for (const int split : {1, 2, 4, 8}) {
       for (const int share : {1, 2}) {  // 4 exists and was never the fastest
         const Variant v{tile_columns, split, share};
-        if (!v.exists() || split > depth_blocks || share > column_tiles) continue;
+        if (!v.exists() || split > boxes || share > column_tiles) continue;
         // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); 16 waves never do.
         if (tiles * split > (split > 1 ? 2 : 16) * multiprocessors) continue;
         if (tiles * split * 8 < multiprocessors) continue;  // nor does an eighth of the machine
@@ -47,7 +58,7 @@ std::vector<Variant> variants(int rows, int columns, int depth, int multiprocess
       }
     }
   }
-  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.insert(list.end(), {{256, 1, 2}, {256, 1, 4}});
+  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.push_back({256, 1, 1});
   return list;
 }
 

@@ -28,9 +28,11 @@ __device__ inline Pair<kFormat> narrow_pair(float a, float b) {
   } else if constexpr (kFormat == Format::fp8) {
     return __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3);
   } else {
-    // Symmetric: -128 is never used, as in quantisation-aware training.
-    const int x = max(__float2int_rn(fminf(a, 127.f)), -127), y = max(__float2int_rn(fminf(b, 127.f)), -127);
-    return static_cast<uint16_t>((x & 0xFF) | (y << 8));
+    // Symmetric: -128 is never used, as in quantisation-aware training. Beside 1.5 * 2^23 a float's last bits count whole
+    // numbers, so the addition rounds, and the low byte is the result: cheaper than a conversion.
+    constexpr float kShift = 12582912.f;
+    const float x = fmaxf(fminf(a, 127.f), -127.f) + kShift, y = fmaxf(fminf(b, 127.f), -127.f) + kShift;
+    return static_cast<uint16_t>(__byte_perm(__float_as_uint(x), __float_as_uint(y), 0x0040));
   }
 }
 

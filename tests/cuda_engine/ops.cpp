@@ -5,8 +5,10 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
+#include "encoder.h"
 #include "kernels/attention.h"
 #include "kernels/head.h"
 #include "kernels/layernorm.h"
@@ -82,6 +84,12 @@ float time_ms(int repeats, F&& f) {
   return samples[2] / repeats;
 }
 
+int multiprocessors() {
+  int count = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
+  return count;
+}
+
 // Input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
 // as bytes, out_stats (rows, tiles * 2), ms.
 py::tuple product(int tile_columns, int split, int share, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
@@ -105,7 +113,7 @@ py::tuple product(int tile_columns, int split, int share, int format, int epilog
   const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
                   eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, d_scale.data(), inverse_scale};
   CUDA_CHECK(cudaDeviceSynchronize());
-  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows); };
+  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows, multiprocessors()); };
   float ms = 0;
   if (repeats > 0) {
     ms = time_ms(repeats, run);
@@ -217,11 +225,38 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
   return to_host<float>(logits, rows, 2);
 }
 
+// One pass of an 8-bit engine: logits (tokens, 2), and by (layer, product) what each product read, uint8 (tokens, columns).
+py::tuple trace(const std::string& path, const Int& ids, const Int& segments, const Int& cu_seqlens) {
+  const EngineFile file(path);
+  const int size = static_cast<int>(cu_seqlens.size()) - 1, tokens = static_cast<int>(ids.size());
+  int longest = 0;
+  std::vector<int> triples;
+  for (int i = 0; i < size; ++i) {
+    longest = std::max(longest, cu_seqlens.at(i + 1) - cu_seqlens.at(i));
+    for (int j = cu_seqlens.at(i); j < cu_seqlens.at(i + 1); ++j) triples.insert(triples.end(), {ids.at(j), segments.at(j), j - cu_seqlens.at(i)});
+  }
+  py::dict seen;
+  const auto encoder = encoder_8bit_sm90(file, {size, longest}, [&](int layer, int product, const uint8_t* input, int columns) {
+    CUDA_CHECK(cudaDeviceSynchronize());
+    py::array_t<uint8_t> copy({tokens, columns});
+    CUDA_CHECK(cudaMemcpy(copy.mutable_data(), input, copy.nbytes(), cudaMemcpyDeviceToHost));
+    seen[py::make_tuple(layer, product)] = copy;
+  });
+  auto d_bounds = to_device<int>(cu_seqlens);
+  Buffer<int> d_tokens(1), d_triples(triples.size());
+  CUDA_CHECK(cudaMemcpy(d_tokens.data(), &tokens, sizeof tokens, cudaMemcpyHostToDevice));
+  CUDA_CHECK(cudaMemcpy(d_triples.data(), triples.data(), d_triples.bytes(), cudaMemcpyHostToDevice));
+  auto logits = poisoned<float>(2ull * tokens);
+  encoder->forward(nullptr, {d_tokens.data(), d_bounds.data(), d_triples.data()}, {size, longest, tokens}, logits.data());
+  return py::make_tuple(to_host<float>(logits, tokens, 2), seen);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(infer_c_ops, m) {
   m.def("product", &product);
   m.def("quantise_layernorm", &quantise_layernorm_op);
+  m.def("trace", &trace);
   m.def("attention", &attention, py::arg("qkv"), py::arg("cu_seqlens"), py::arg("heads"), py::arg("max_seqlen"), py::arg("fast"),
         py::arg("repeats"), py::arg("format") = 0, py::arg("inverse_scale") = 1.f);
   m.def("attention_f32", &attention_f32);

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// The forward pass on Hopper with INT8 or FP8 products: seven kernels a layer. 8-bit values flow from LayerNorm, attention and
+// GELU into the products; what a LayerNorm adds up stays FP16, stored before the norm (kernels/product_sm90.h).
+#include <vector>
+
+#include "encoder.h"
+#include "kernels/attention.h"
+#include "kernels/fold.h"
+#include "kernels/head.h"
+#include "kernels/layernorm.h"
+#include "product_search.h"
+#include "replay.h"
+#include "upload.h"
+
+namespace bert {
+
+namespace {
+
+// Weights of one product, and what reads it needs to know.
+struct Operand {
+  const uint8_t* weights = nullptr;
+  int columns = 0, depth = 0;
+  const float *scale = nullptr, *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
+  float inverse_scale = 0;                                           // of its input: stored value / value
+  BoxMaps maps;
+};
+
+struct Layer {
+  const float *gamma = nullptr, *beta = nullptr, *inner_gamma = nullptr, *inner_beta = nullptr;  // LayerNorms before products 0 and 2
+  Operand products[kProducts];
+};
+
+class EncoderEightBit final : public Encoder {
+ public:
+  EncoderEightBit(const EngineFile& file, const EncoderLimits& limits, Trace trace)
+      : config_(file.info().config),
+        format_(file.info().precision == "int8" ? Format::int8 : Format::fp8),
+        trace_(std::move(trace)),
+        weights_(file),
+        capacity_(round_up(limits.max_rows(), 2 * kRowBox)),
+        sum_{rows_of<__half>(config_.hidden_size), rows_of<__half>(config_.hidden_size)},
+        qkv_(rows_of<__half>(3 * config_.hidden_size)),
+        normal_(rows_of<uint8_t>(config_.hidden_size)),
+        context_(rows_of<uint8_t>(config_.hidden_size)),
+        inner_(rows_of<uint8_t>(config_.intermediate_size)),
+        stats_{Buffer<float2>(capacity_, true), Buffer<float2>(capacity_, true)},
+        search_(product_sizes(config_, 128), multiprocessor_count()) {
+    if (!attention_sm90_fits(config_.head_size(), limits.max_length)) {
+      fail("8-bit engines run heads of size 32 and 64 and up to 512 tokens here, not ", config_.head_size(), " and ", limits.max_length,
+           "; build with --fp16");
+    }
+    prepare_products();
+    load(file);
+    const uint8_t* inputs[] = {normal_.data(), context_.data(), normal_.data(), inner_.data()};
+    for (int i = 0; i < kProducts; ++i) input_maps_[i] = BoxMaps(inputs[i], format_, capacity_, i == 3 ? config_.intermediate_size : config_.hidden_size);
+    attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
+  }
+
+  void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
+    if (search_.found(bucket.rows)) return;
+    forward(stream, in, bucket, logits);  // kernels are loaded at their first launch, which must not happen during capture
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    search_.run(bucket.rows, [&] { return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); }); });
+  }
+
+  void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
+    const int hidden = config_.hidden_size, rows = bucket.rows;
+    const float eps = config_.layer_norm_eps;
+    const ProductSearch::Choice choice = search_.at(rows);
+    const Epilogue gelu = config_.gelu_erf ? Epilogue::gelu_erf : Epilogue::gelu_tanh;
+    const RowStats stats[] = {{stats_[0].data(), 1, hidden}, {stats_[1].data(), 1, hidden}};
+    embed_sum(stream, config_, in, table_, sum_[0].data(), stats[0], rows);
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      const Layer& layer = layers_[l];
+      const auto normalise = [&](int which, const float* gamma, const float* beta, const Operand& reader) {
+        quantise_layernorm(stream, format_, sum_[which].data(), gamma, beta, reader.inverse_scale, normal_.data(), stats[which], in.tokens, rows, hidden, eps);
+      };
+      // Residuals are what the LayerNorm before read, and its statistics; `out` may be 8 bits wide, scaled for its reader.
+      const auto product = [&](int i, Epilogue epilogue, void* out, int residual, float inverse_scale) {
+        const Operand& o = layer.products[i];
+        if (trace_) trace_(static_cast<int>(l), i, i == 1 ? context_.data() : i == 3 ? inner_.data() : normal_.data(), o.depth);
+        const Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
+        product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows,
+                     search_.multiprocessors());
+      };
+      normalise(0, layer.gamma, layer.beta, layer.products[0]);
+      product(0, Epilogue::bias, qkv_.data(), 0, 1.f);
+      attention_sm90(stream, attention_map_, context_.data(), format_, layer.products[1].inverse_scale, in.cu_seqlens, attention_shape(bucket));
+      product(1, Epilogue::residual, sum_[1].data(), 0, 1.f);
+      normalise(1, layer.inner_gamma, layer.inner_beta, layer.products[2]);
+      product(2, gelu, inner_.data(), 0, layer.products[3].inverse_scale);
+      product(3, Epilogue::residual, sum_[0].data(), 1, 1.f);
+    }
+    // For the statistics; nobody reads the 8 bits.
+    quantise_layernorm(stream, format_, sum_[0].data(), last_gamma_, last_beta_, 1.f, normal_.data(), stats[0], in.tokens, rows, hidden, eps);
+    head_of_sum(stream, sum_[0].data(), stats[0], last_gamma_, last_beta_, eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+  }
+
+  size_t weight_bytes() const override { return weights_.bytes(); }
+  size_t activation_bytes() const override {
+    return sum_[0].bytes() + sum_[1].bytes() + qkv_.bytes() + normal_.bytes() + context_.bytes() + inner_.bytes() + stats_[0].bytes() + stats_[1].bytes();
+  }
+  std::string name() const override { return format_ == Format::int8 ? "sm_90a INT8" : "sm_90a FP8"; }
+  std::string choices() const override { return search_.json(); }
+  void set_choices(const std::string& json) override { search_.read(json); }
+
+ private:
+  template <class T>
+  Buffer<T> rows_of(int columns) const {
+    return Buffer<T>(static_cast<size_t>(capacity_) * columns, true);
+  }
+  AttentionShape attention_shape(const Bucket& b) const { return {b.batch, b.max_seqlen, config_.num_attention_heads, config_.head_size()}; }
+  void load(const EngineFile& file);
+
+  Config config_;
+  Format format_;
+  Trace trace_;
+  Upload weights_;
+  int capacity_;                      // rows
+  Buffer<__half> sum_[2];             // (rows, hidden), before their LayerNorms: layer input, after attention
+  Buffer<__half> qkv_;                // (rows, 3 hidden)
+  Buffer<uint8_t> normal_, context_, inner_;  // (rows, hidden), (rows, hidden), (rows, intermediate): what products read
+  Buffer<float2> stats_[2];           // of sum_, one a row
+  ProductSearch search_;
+  BoxMaps input_maps_[kProducts];
+  CUtensorMap attention_map_;
+  Embeddings<__half> table_{};
+  const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
+  std::vector<Layer> layers_;
+};
+
+void EncoderEightBit::load(const EngineFile& file) {
+  const int hidden = config_.hidden_size, inner = config_.intermediate_size;
+  table_ = {weights_.matrix<__half>("bert_embeddings_word_embeddings", config_.vocab_size, hidden),
+            weights_.matrix<__half>("bert_embeddings_position_embeddings", config_.max_position_embeddings, hidden),
+            weights_.matrix<__half>("bert_embeddings_token_type_embeddings", config_.type_vocab_size, hidden), nullptr, nullptr};
+  const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
+  const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
+  const auto operand = [&](const std::string& name, int columns, int depth, bool residual) {
+    Operand o;
+    o.weights = static_cast<const uint8_t*>(weights_.bytes_of(name + "_kernel", format_ == Format::int8 ? "I8" : "U8", columns, depth));
+    o.columns = columns, o.depth = depth;
+    o.scale = weights_.vector(name + "_scale", columns);
+    float* bias = weights_.vector(name + "_bias", columns);
+    if (residual) add(nullptr, bias, beta, bias, hidden);  // the residual's LayerNorm is finished in the product
+    o.bias = bias;
+    o.factor = gamma;
+    const float scale = *static_cast<const float*>(file.tensor(name + "_input_scale", "F32", {1}).data);
+    if (!(scale > 0)) fail(name, "_input_scale is ", scale, "; build the engine again");
+    o.inverse_scale = 1 / scale;
+    o.maps = BoxMaps(o.weights, format_, columns, depth);
+    return o;
+  };
+  for (int i = 0; i < config_.num_hidden_layers; ++i) {
+    const std::string l = "l" + std::to_string(i) + "_";
+    Layer layer;
+    layer.gamma = gamma, layer.beta = beta;
+    layer.products[0] = operand(l + "attention_self_qkv", 3 * hidden, hidden, false);
+    layer.products[1] = operand(l + "attention_output_dense", hidden, hidden, true);
+    layer.inner_gamma = gamma = weights_.vector(l + "attention_output_layernorm_gamma", hidden);
+    layer.inner_beta = beta = weights_.vector(l + "attention_output_layernorm_beta", hidden);
+    layer.products[2] = operand(l + "intermediate_dense", inner, hidden, false);
+    layer.products[3] = operand(l + "output_dense", hidden, inner, true);
+    gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
+    beta = weights_.vector(l + "output_layernorm_beta", hidden);
+    layers_.push_back(layer);
+  }
+  last_gamma_ = gamma, last_beta_ = beta;
+  head_kernel_ = weights_.vectors("cls_squad_output_weights", 2, hidden);
+  head_bias_ = weights_.vector("cls_squad_output_bias", 2);
+  CUDA_CHECK(cudaDeviceSynchronize());
+}
+
+}  // namespace
+
+std::unique_ptr<Encoder> encoder_8bit_sm90(const EngineFile& file, const EncoderLimits& limits, Trace trace) {
+  return std::make_unique<EncoderEightBit>(file, limits, std::move(trace));
+}
+
+}  // namespace bert

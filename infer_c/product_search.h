@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the four products of a layer are cut over the machine, for each size class of rows: found by timing whole passes,
+// because a product in its place (weights from memory, neighbours overlapping) differs from one alone; remembered as JSON.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "kernels/product_sm90.h"
+
+namespace bert {
+
+constexpr int kProducts = 4;  // of a layer: query-key-value, attention output, intermediate, output
+
+struct ProductSize {
+  int columns;
+  int boxes;  // 128 bytes of the depth each
+};
+
+// Those of a layer; `box` is the number of values in 128 bytes.
+std::array<ProductSize, kProducts> product_sizes(const Config& config, int box);
+int multiprocessor_count();  // of the current device
+
+class ProductSearch {
+ public:
+  using Choice = std::array<Variant, kProducts>;
+
+  ProductSearch(const std::array<ProductSize, kProducts>& sizes, int multiprocessors) : sizes_(sizes), multiprocessors_(multiprocessors) {}
+
+  // What was found for this many rows, or a fair guess.
+  Choice at(int rows) const;
+  bool found(int rows) const { return choices_.count(row_key(rows)) != 0; }
+
+  // Search: `milliseconds` times a pass with what at(rows) returns. `warm`, given, runs a pass with cuBLASLt's products
+  // (Variant::library) untimed, as a library sets itself up at its first call; those are then tried at last.
+  void run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm = nullptr);
+
+  int multiprocessors() const { return multiprocessors_; }
+  std::string json() const;
+  // What another version remembered and this one does not know is left out: it is searched again.
+  void read(const std::string& json);
+
+ private:
+  static int row_key(int rows);
+  Variant guess(int rows, const ProductSize& size) const;
+
+  std::array<ProductSize, kProducts> sizes_;
+  int multiprocessors_;
+  std::map<int, Choice> choices_;  // by row_key
+};
+
+}  // namespace bert
