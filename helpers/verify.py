@@ -28,7 +28,7 @@ from helpers.squad_metrics import Golds, f1, gold_answers, raw_scores
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 
-LIMIT = 1.0  # points of F1; INT8 costs a few tenths (docs/decisions.md)
+LIMIT = 1.0  # points of F1; INT8 costs a few tenths, seen on a thousand questions (docs/decisions.md)
 REMEDY = "build with a wider precision, or with --calibrate and -j on text like yours"
 
 
@@ -71,13 +71,16 @@ def verify(engine: Path, config: BertConfig, weights: Weights, questions: Questi
         asked = QuestionAnswerer(engine, load=LoadOptions(log=log))
         beside = Beside(asked.session, Reference(config, weights))
         reference = QuestionAnswerer.of_session(beside, asked.tokenizer, asked.window, asked.batch_size)
-        expected = _score(reference, questions, "reference")
+        right = _scores(reference, questions, "reference")
         if not np.isfinite(beside.error):
             raise BertError(f"the {asked.info.precision} engine gave logits that are not finite numbers; {REMEDY}")
-        found = _score(asked, questions, "engine")
+        scores = _scores(asked, questions, "engine")
+        found, expected = scores.mean(), right.mean()
+        noise = (scores - right).std() / np.sqrt(len(scores))  # another choice of as many questions differs by this much
         print(
-            f"verified on {len(questions.examples)} questions of {questions.source}: F1 {found:.2f}, of the FP32 reference "
-            f"{expected:.2f}; largest error of a logit: {100 * beside.error:.3g} % of the largest logit"
+            f"verified on {len(scores)} questions of {questions.source}: F1 {found:.2f}, of the FP32 reference {expected:.2f} "
+            f"(standard error of the difference {noise:.2f}); "
+            f"largest error of a logit: {100 * beside.error:.3g} % of the largest logit"
         )
         if not expected - found <= limit:
             raise BertError(
@@ -94,11 +97,11 @@ def _engine_stays(engine: Path) -> Iterator[None]:
         raise type(error)(f"{error} ({engine} is left in place)") from error
 
 
-def _score(asked: QuestionAnswerer, questions: Questions, what: str) -> float:
-    """Return F1 x 100 of the answers."""
+def _scores(asked: QuestionAnswerer, questions: Questions, what: str) -> np.ndarray:
+    """Return F1 x 100 of every answer."""
     with progress_bar(len(questions.examples), f"questions to the {what}") as bar:
         answers = {example.id: best.answers[0].answer for example, best in asked.answer_all(questions.examples, bar.update)}
-    return 100 * float(np.mean(list(raw_scores(questions.golds, answers, f1).values())))
+    return 100 * np.array(list(raw_scores(questions.golds, answers, f1).values()))
 
 
 class Beside:
