@@ -49,8 +49,9 @@ struct EncoderLimits {
 std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimits& limits);
 std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits);
 
-// Called ahead of each product with its layer, its place there (0 to 3) and its 8-bit input on the device, (rows, columns). For tests.
-using Trace = std::function<void(int layer, int product, const uint8_t* input, int columns)>;
+// For tests: called ahead of each product with its layer, its place there (0 to 3), its 8-bit input on the device, (rows, columns),
+// and, where a residual is added, that in FP16 before its LayerNorm, (rows, hidden).
+using Trace = std::function<void(int layer, int product, const uint8_t* input, int columns, const __half* residual)>;
 std::unique_ptr<Encoder> encoder_8bit_sm90(const EngineFile& file, const EncoderLimits& limits, Trace trace = nullptr);
 
 }  // namespace bert

@@ -78,10 +78,12 @@ class EncoderEightBit final : public Encoder {
       // Residuals are what the LayerNorm before read, and its statistics; `out` may be 8 bits wide, scaled for its reader.
       const auto product = [&](int i, Epilogue epilogue, void* out, int residual, float inverse_scale) {
         const Operand& o = layer.products[i];
-        if (trace_) trace_(static_cast<int>(l), i, i == 1 ? context_.data() : i == 3 ? inner_.data() : normal_.data(), o.depth);
+        if (trace_) {
+          const uint8_t* input = i == 1 ? context_.data() : i == 3 ? inner_.data() : normal_.data();
+          trace_(static_cast<int>(l), i, input, o.depth, epilogue == Epilogue::residual ? sum_[residual].data() : nullptr);
+        }
         const Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
-        product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows,
-                     search_.multiprocessors());
+        product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows);
       };
       normalise(0, layer.gamma, layer.beta, layer.products[0]);
       product(0, Epilogue::bias, qkv_.data(), 0, 1.f);

@@ -38,7 +38,7 @@ ProductSearch::Choice ProductSearch::at(int rows) const {
 // Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
 Variant ProductSearch::guess(int rows, const ProductSize& size) const {
   const int row_tiles = ceil_div(rows, kRowBox);
-  if (row_tiles * ceil_div(size.columns, 256) >= multiprocessors_) return {256, 1, 1};
+  if (row_tiles * ceil_div(size.columns, 256) >= multiprocessors_) return {256, 1, 2};
   Variant v{64, 1, 1};
   while (v.split < 8 && row_tiles * ceil_div(size.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
   while (v.split > size.boxes) v.split /= 2;

@@ -37,7 +37,6 @@ class ProductSearch {
   // (Variant::library) untimed, as a library sets itself up at its first call; those are then tried at last.
   void run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm = nullptr);
 
-  int multiprocessors() const { return multiprocessors_; }
   std::string json() const;
   // What another version remembered and this one does not know is left out: it is searched again.
   void read(const std::string& json);

@@ -63,7 +63,7 @@ def forced(variant: list[int]) -> str:
 
 @pytest.mark.skipif(built.capability() != 90, reason="needs a Hopper GPU")
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("variant", [[0, 1, 1], [64, 1, 1], [64, 2, 2], [128, 1, 1], [256, 1, 1]], ids=str)
+@pytest.mark.parametrize("variant", [[0, 1, 1], [64, 1, 1], [64, 2, 2], [128, 1, 1], [256, 1, 2], [256, 1, 4]], ids=str)
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
 def test_every_way_to_run_the_products(config, weights, tmp_path: Path, activation: str, variant: list[int], graph: bool) -> None:
     config = replace(config, activation=activation)

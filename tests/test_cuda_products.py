@@ -32,7 +32,8 @@ VARIANTS = [
     (96, 1, 2),
     (128, 1, 1),
     (128, 1, 4),
-    (256, 1, 1),
+    (256, 1, 2),
+    (256, 1, 4),
 ]
 SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1008), (128, 3072, 1024), (129, 1024, 4096), (300, 784, 208), (515, 2304, 768)]
 # The persistent kernel walks over several tiles a block only where there are many.

@@ -18,8 +18,7 @@ struct Eight {
   float v[8];
 };
 
-__device__ inline Eight load8(const __half* p) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(p);
+__device__ inline Eight widen8(const uint4& raw) {
   const __half2* pairs = reinterpret_cast<const __half2*>(&raw);
   Eight out;
 #pragma unroll
@@ -30,6 +29,8 @@ __device__ inline Eight load8(const __half* p) {
   }
   return out;
 }
+
+__device__ inline Eight load8(const __half* p) { return widen8(*reinterpret_cast<const uint4*>(p)); }
 
 __device__ inline Eight load8(const float* p) {
   const float4 a = reinterpret_cast<const float4*>(p)[0], b = reinterpret_cast<const float4*>(p)[1];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // LayerNorm into 8 bits, where the next product reads 8 bits. A warp a row, the row in registers, gamma and beta in registers
-// too while a warp goes from row to row. Moves 3 bytes a value: its floor is 3 bytes x hidden x rows over the bandwidth.
+// too while a warp goes from row to row, each fetched while the one before is worked on. Moves 3 bytes a value: its floor is
+// 3 bytes x hidden x rows over the bandwidth.
 #include "device.cuh"
 #include "launch.h"
 #include "layernorm.h"
@@ -10,11 +11,12 @@ namespace bert {
 
 namespace {
 
-constexpr int kWarps = 4;  // of a block
+constexpr int kWarps = 4;   // of a block
+constexpr int kBlocks = 3;  // of a multiprocessor
 
-// kVectors: 8 columns a lane each. kKeep: gamma and beta stay in registers.
+// kVectors: 8 columns a lane each. kKeep: gamma, beta and the next row stay in registers.
 template <Format kFormat, int kVectors, bool kKeep>
-__global__ void __launch_bounds__(kWarps * kWarp)
+__global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
     quantise_layernorm_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
                               int hidden, float eps) {
   const int lane = threadIdx.x % kWarp;
@@ -29,14 +31,22 @@ __global__ void __launch_bounds__(kWarps * kWarp)
   }
   const int rows = *tokens;
   wait_for_previous();
-  for (int row = blockIdx.x * kWarps + threadIdx.x / kWarp; row < rows; row += gridDim.x * kWarps) {
+  const int step = gridDim.x * kWarps;
+  uint4 next[kVectors];
+  const auto fetch = [&](int row) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (row < rows && column_of(i) < hidden) next[i] = __ldcg(reinterpret_cast<const uint4*>(x + static_cast<size_t>(row) * hidden + column_of(i)));
+    }
+  };
+  int row = blockIdx.x * kWarps + threadIdx.x / kWarp;
+  for (fetch(row); row < rows; row += step) {
     const size_t base = static_cast<size_t>(row) * hidden;
     Eight v[kVectors];
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) < hidden) v[i] = load8(x + base + column_of(i));
-    }
+    for (int i = 0; i < kVectors; ++i) v[i] = widen8(next[i]);
+    if (kKeep) fetch(row + step);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       if (column_of(i) >= hidden) break;
@@ -66,6 +76,7 @@ __global__ void __launch_bounds__(kWarps * kWarp)
       *reinterpret_cast<uint2*>(out + base + column_of(i)) = make_uint2(pairs[0] | static_cast<unsigned>(pairs[1]) << 16, pairs[2] | static_cast<unsigned>(pairs[3]) << 16);
     }
     if (lane == 0) stats[row] = make_float2(mean, squares);
+    if (!kKeep) fetch(row + step);
   }
 }
 
@@ -76,7 +87,7 @@ void start(cudaStream_t stream, const __half* x, const float* gamma, const float
                       : hidden <= 768  ? quantise_layernorm_kernel<kFormat, 3, true>
                       : hidden <= 1024 ? quantise_layernorm_kernel<kFormat, 4, true>
                                        : quantise_layernorm_kernel<kFormat, 16, false>;
-  constexpr int kMostBlocks = 132 * 4;
+  constexpr int kMostBlocks = 132 * kBlocks;
   Launch shape{dim3(std::min(ceil_div(rows, kWarps), kMostBlocks)), dim3(kWarps * kWarp)};
   shape.overlap = true;
   launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps);

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper product for many rows: one block a multiprocessor, two warpgroups that take turns at tiles of 64 x 256, so that one
 // finishes its tile (epilogue) while the other keeps the tensor cores busy. One warp feeds a ring of 5 stages of 40 KB through
-// the copy engine; two more fetch what the epilogues need. The two blocks of a cluster work on neighbouring rows with the same
-// weights: each fetches half of them and multicasts it. What limits is the bandwidth of shared memory: a turn's products read
-// 80 bytes a cycle and the copy engine writes as many, where 128 are to be had; so epilogues are sparing with it.
+// the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the same
+// weights: each fetches its part of them and multicasts it. What limits is the bandwidth of shared memory (a turn's products read
+// 80 bytes a cycle and the copy engine writes as many, where 128 are to be had), and, in passes that last, power: 4 blocks draw a
+// third less from the L2 than 2.
+#include <map>
+
 #include "launch.h"
 #include "product_epilogue.cuh"
 #include "product_sm90.h"
@@ -14,7 +17,6 @@ namespace bert {
 namespace {
 
 constexpr int kRows = 64, kTile = 256;  // of a warpgroup's turn
-constexpr int kCluster = 2;
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
@@ -134,7 +136,7 @@ __device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)
   }
 }
 
-template <Format kFormat, Epilogue kEpilogue>
+template <Format kFormat, Epilogue kEpilogue, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -278,45 +280,72 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
+template <Format kFormat, Epilogue kEpilogue>
+Kernel kernel_of(int cluster) {
+  return cluster == 4 ? product_persistent_kernel<kFormat, kEpilogue, 4> : product_persistent_kernel<kFormat, kEpilogue, 2>;
+}
+
 template <Format kFormat>
-Kernel eight_bit_kernel(Epilogue epilogue) {
+Kernel eight_bit_kernel(Epilogue epilogue, int cluster) {
   switch (epilogue) {
-    case Epilogue::residual: return product_persistent_kernel<kFormat, Epilogue::residual>;
-    case Epilogue::bias: return product_persistent_kernel<kFormat, Epilogue::bias>;
-    case Epilogue::gelu_tanh: return product_persistent_kernel<kFormat, Epilogue::gelu_tanh>;
-    case Epilogue::gelu_erf: return product_persistent_kernel<kFormat, Epilogue::gelu_erf>;
+    case Epilogue::residual: return kernel_of<kFormat, Epilogue::residual>(cluster);
+    case Epilogue::bias: return kernel_of<kFormat, Epilogue::bias>(cluster);
+    case Epilogue::gelu_tanh: return kernel_of<kFormat, Epilogue::gelu_tanh>(cluster);
+    case Epilogue::gelu_erf: return kernel_of<kFormat, Epilogue::gelu_erf>(cluster);
     default: fail("8-bit products have no folded norm");
   }
 }
 
-Kernel kernel_of(Format format, Epilogue epilogue) {
-  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue);
-  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue);
+Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
+  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue, cluster);
+  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue, cluster);
   switch (epilogue) {
-    case Epilogue::norm: return product_persistent_kernel<Format::half, Epilogue::norm>;
-    case Epilogue::norm_gelu_tanh: return product_persistent_kernel<Format::half, Epilogue::norm_gelu_tanh>;
-    case Epilogue::norm_gelu_erf: return product_persistent_kernel<Format::half, Epilogue::norm_gelu_erf>;
-    case Epilogue::residual: return product_persistent_kernel<Format::half, Epilogue::residual>;
+    case Epilogue::norm: return kernel_of<Format::half, Epilogue::norm>(cluster);
+    case Epilogue::norm_gelu_tanh: return kernel_of<Format::half, Epilogue::norm_gelu_tanh>(cluster);
+    case Epilogue::norm_gelu_erf: return kernel_of<Format::half, Epilogue::norm_gelu_erf>(cluster);
+    case Epilogue::residual: return kernel_of<Format::half, Epilogue::residual>(cluster);
     default: fail("FP16 products have their bias in the folded norm");
   }
+}
+
+// Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
+// of 2 but fewer than 33 of 4, as a cluster stays within one of the chip's parts of 16 or 18.)
+int clusters_at_once(int cluster) {
+  static std::map<int, int> known;
+  int& count = known[cluster];
+  if (count == 0) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kSharedBytes;
+    config.attrs = &attribute, config.numAttrs = 1;
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, cluster), &config));
+    if (count < 1) fail("no cluster of ", cluster, " blocks fits on this GPU");
+  }
+  return count;
 }
 
 }  // namespace
 
 void prepare_product_persistent() {
-  for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
-    allow_shared(kernel_of(Format::half, epilogue), kSharedBytes);
-  }
-  for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
-    allow_shared(kernel_of(Format::int8, epilogue), kSharedBytes);
-    allow_shared(kernel_of(Format::fp8, epilogue), kSharedBytes);
+  for (const int cluster : {2, 4}) {
+    for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
+      allow_shared(kernel_of(Format::half, epilogue, cluster), kSharedBytes);
+    }
+    for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
+      allow_shared(kernel_of(Format::int8, epilogue, cluster), kSharedBytes);
+      allow_shared(kernel_of(Format::fp8, epilogue, cluster), kSharedBytes);
+    }
+    clusters_at_once(cluster);
   }
 }
 
-void product_persistent(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
-                        const Product& product, int rows, int multiprocessors) {
-  const int clusters = std::min(multiprocessors / kCluster, ceil_div(rows, kCluster * kRows) * ceil_div(product.columns, kTile));
-  launch(stream, {dim3(clusters * kCluster), dim3(kThreads), kSharedBytes, kCluster, true}, kernel_of(format, epilogue), input, weights, product);
+void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
+                        const CUtensorMap& weights, const Product& product, int rows) {
+  const int cluster = variant.share;
+  const int clusters = std::min(clusters_at_once(cluster), ceil_div(rows, cluster * kRows) * ceil_div(product.columns, kTile));
+  launch(stream, {dim3(clusters * cluster), dim3(kThreads), kSharedBytes, cluster, true}, kernel_of(format, epilogue, cluster), input, weights, product);
 }
 
 }  // namespace bert

@@ -44,7 +44,7 @@ std::vector<Variant> variants(int rows, int columns, int boxes, int multiprocess
   std::vector<Variant> list;
   const int row_tiles = ceil_div(rows, kRowBox);
   // Many rows: the persistent kernel, or its nearest rival. A search through the rest would only cost time.
-  if (rows > 4096) return {{256, 1, 1}, {128, 1, 1}};
+  if (rows > 4096) return {{256, 1, 2}, {256, 1, 4}, {128, 1, 1}};
   for (const int tile_columns : {64, 96, 128}) {
     const int column_tiles = ceil_div(columns, tile_columns), tiles = row_tiles * column_tiles;
     for (const int split : {1, 2, 4, 8}) {
@@ -58,7 +58,7 @@ std::vector<Variant> variants(int rows, int columns, int boxes, int multiprocess
       }
     }
   }
-  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.push_back({256, 1, 1});
+  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.insert(list.end(), {{256, 1, 2}, {256, 1, 4}});
   return list;
 }
 

@@ -56,16 +56,17 @@ constexpr int kRowBox = 128;  // rows of a tile
 struct Variant {
   int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel. 0: cuBLASLt, for all products of a layer
   int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns
-  int share = 1;          // 1, 2, 4 neighbouring tiles fetch their input together; split * share is at most 8
+  int share = 1;          // 1, 2, 4 neighbouring tiles fetch their input together; split * share is at most 8.
+                          // Persistent kernel: 2 or 4 blocks of a cluster fetch their weights together
 
   bool library() const { return tile_columns == 0; }
   bool persistent() const { return tile_columns == 256; }
-  int box_rows() const { return persistent() ? 128 : tile_columns; }   // of the weights' tensor map
+  int box_rows() const { return persistent() ? 256 / share : tile_columns; }   // of the weights' tensor map
   int input_rows() const { return persistent() ? 64 : kRowBox / share; }       // of the activations'
   bool exists() const {
     const auto power = [](int n, int most) { return n == 1 || n == 2 || (n == 4 && most >= 4) || (n == 8 && most >= 8); };
     if (library()) return split == 1 && share == 1;
-    if (persistent()) return split == 1 && share == 1;
+    if (persistent()) return split == 1 && (share == 2 || share == 4);
     if (!power(split, 8) || !power(share, 4) || split * share > 8) return false;
     return tile_columns == 64 || (split == 1 && (tile_columns == 96 || tile_columns == 128));
   }
@@ -97,13 +98,13 @@ void prepare_product_persistent();
 
 void product_split(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
                    const Product& product, int rows);
-void product_persistent(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input,
-                        const CUtensorMap& weights, const Product& product, int rows, int multiprocessors);
+void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
+                        const CUtensorMap& weights, const Product& product, int rows);
 
 inline void product_sm90(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
-                         const CUtensorMap& weights, const Product& product, int rows, int multiprocessors) {
+                         const CUtensorMap& weights, const Product& product, int rows) {
   if (variant.persistent()) {
-    product_persistent(stream, format, epilogue, input, weights, product, rows, multiprocessors);
+    product_persistent(stream, variant, format, epilogue, input, weights, product, rows);
   } else {
     product_split(stream, variant, format, epilogue, input, weights, product, rows);
   }

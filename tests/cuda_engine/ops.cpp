@@ -84,12 +84,6 @@ float time_ms(int repeats, F&& f) {
   return samples[2] / repeats;
 }
 
-int multiprocessors() {
-  int count = 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0));
-  return count;
-}
-
 // Input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
 // as bytes, out_stats (rows, tiles * 2), ms.
 py::tuple product(int tile_columns, int split, int share, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
@@ -113,7 +107,7 @@ py::tuple product(int tile_columns, int split, int share, int format, int epilog
   const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
                   eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, d_scale.data(), inverse_scale};
   CUDA_CHECK(cudaDeviceSynchronize());
-  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows, multiprocessors()); };
+  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows); };
   float ms = 0;
   if (repeats > 0) {
     ms = time_ms(repeats, run);
@@ -225,7 +219,8 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
   return to_host<float>(logits, rows, 2);
 }
 
-// One pass of an 8-bit engine: logits (tokens, 2), and by (layer, product) what each product read, uint8 (tokens, columns).
+// One pass of an 8-bit engine: logits (tokens, 2), and by (layer, product) what each product read, uint8 (tokens, columns), and the
+// residual that it added, uint16 (tokens, hidden) or None.
 py::tuple trace(const std::string& path, const Int& ids, const Int& segments, const Int& cu_seqlens) {
   const EngineFile file(path);
   const int size = static_cast<int>(cu_seqlens.size()) - 1, tokens = static_cast<int>(ids.size());
@@ -236,11 +231,17 @@ py::tuple trace(const std::string& path, const Int& ids, const Int& segments, co
     for (int j = cu_seqlens.at(i); j < cu_seqlens.at(i + 1); ++j) triples.insert(triples.end(), {ids.at(j), segments.at(j), j - cu_seqlens.at(i)});
   }
   py::dict seen;
-  const auto encoder = encoder_8bit_sm90(file, {size, longest}, [&](int layer, int product, const uint8_t* input, int columns) {
+  const auto encoder = encoder_8bit_sm90(file, {size, longest}, [&](int layer, int product, const uint8_t* input, int columns, const __half* residual) {
     CUDA_CHECK(cudaDeviceSynchronize());
     py::array_t<uint8_t> copy({tokens, columns});
     CUDA_CHECK(cudaMemcpy(copy.mutable_data(), input, copy.nbytes(), cudaMemcpyDeviceToHost));
-    seen[py::make_tuple(layer, product)] = copy;
+    py::object added = py::none();
+    if (residual != nullptr) {
+      py::array_t<uint16_t> halves({tokens, file.info().config.hidden_size});
+      CUDA_CHECK(cudaMemcpy(halves.mutable_data(), residual, halves.nbytes(), cudaMemcpyDeviceToHost));
+      added = halves;
+    }
+    seen[py::make_tuple(layer, product)] = py::make_tuple(copy, added);
   });
   auto d_bounds = to_device<int>(cu_seqlens);
   Buffer<int> d_tokens(1), d_triples(triples.size());
