@@ -11,6 +11,7 @@
 
 #include "common.h"
 #include "encoder.h"
+#include "gpu.h"
 #include "replay.h"
 #include "trt_runner.h"
 
@@ -37,24 +38,17 @@ class CudaRunner final : public Runner {
  public:
   CudaRunner(const std::string& path, const RunnerOptions& options) : file_(path), options_(options) {
     const EngineInfo& info = file_.info();
-    limits_ = {options.max_batch > 0 ? options.max_batch : info.max_batch(), options.max_length > 0 ? options.max_length : info.max_length()};
-    if (limits_.max_batch > info.max_batch() || limits_.max_length > info.max_length()) {
-      refuse("batch ", limits_.max_batch, " of length ", limits_.max_length, " was asked for; the engine was built for at most batch ", info.max_batch(),
-             " of length ", info.max_length());
-    }
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) fail("no CUDA device can be used here");
-    CUDA_CHECK(cudaGetDevice(&device_));
-    CUDA_CHECK(cudaGetDeviceProperties(&properties_, device_));
-    const int capability = properties_.major * 10 + properties_.minor;
-    if (capability < 80) fail(properties_.name, " has compute capability ", properties_.major, ".", properties_.minor, "; the cuda backend needs 8.0");
+    const Limits limits(options, info);
+    limits_ = {limits.batch, limits.length};
+    const cudaDeviceProp& gpu = gpu_.properties();
+    const int capability = gpu_.capability();
+    if (capability < 80) fail(gpu.name, " has compute capability ", gpu.major, ".", gpu.minor, "; the cuda backend needs 8.0");
     const bool eight_bit = info.precision == "int8" || info.precision == "fp8";
     if (!eight_bit && info.precision != "fp16" && info.precision != "fp32") fail("the cuda backend has no precision ", info.precision, "; build with --fp16");
     if (eight_bit && capability != 90) {
-      fail("this is an ", info.precision, " engine, whose kernels need compute capability 9.0 (Hopper); ", properties_.name, " has ", properties_.major, ".",
-           properties_.minor, ". Build with --fp16 for it");
+      fail("this is an ", info.precision, " engine, whose kernels need compute capability 9.0 (Hopper); ", gpu.name, " has ", gpu.major, ".",
+           gpu.minor, ". Build with --fp16 for it");
     }
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     const bool hopper = capability == 90 && info.precision == "fp16" && !options.plain;
     encoder_ = eight_bit ? encoder_8bit_sm90(file_, limits_) : hopper ? encoder_sm90(file_, limits_) : encoder_plain(file_, limits_);
     if (!options.choices.empty()) encoder_->set_choices(options.choices);
@@ -64,16 +58,11 @@ class CudaRunner final : public Runner {
     staging_ = PinnedBuffer<int>(ints);
     logits_ = Buffer<float>(2ull * limits_.max_rows(), true);
     results_ = PinnedBuffer<float>(2ull * limits_.max_rows());
-    CUDA_CHECK(cudaEventCreate(&begin_));
-    CUDA_CHECK(cudaEventCreate(&end_));
     CUDA_CHECK(cudaDeviceSynchronize());
   }
 
   ~CudaRunner() override {
     for (auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph.executable);
-    if (begin_) cudaEventDestroy(begin_);
-    if (end_) cudaEventDestroy(end_);
-    if (stream_) cudaStreamDestroy(stream_);
   }
 
   const EngineInfo& info() const override { return file_.info(); }
@@ -92,13 +81,13 @@ class CudaRunner final : public Runner {
     const int longest = check_batch(batch, file_.info().config, limits_.max_batch, limits_.max_length);
     const int tokens = batch.cu_seqlens[batch.size];
     std::lock_guard lock(mutex_);
-    CUDA_CHECK(cudaSetDevice(device_));
+    gpu_.select();
     const Bucket bucket = bucket_of(batch.size, longest, tokens);
     ready(bucket);
     upload(batch);
     enqueue(bucket);
     CUDA_CHECK(cudaMemcpyAsync(results_.data(), logits_.data(), sizeof(float) * 2 * tokens, cudaMemcpyDeviceToHost, stream_));
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    stream_.wait();
     std::memcpy(logits, results_.data(), sizeof(float) * 2 * tokens);
   }
 
@@ -108,31 +97,18 @@ class CudaRunner final : public Runner {
     staged_ = bucket_of(batch.size, longest, batch.cu_seqlens[batch.size]);
     ready(staged_);
     upload(batch);
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    stream_.wait();
   }
 
   float time_staged() override {
     std::lock_guard lock(mutex_);
     if (staged_.rows == 0) refuse("stage a batch before timing it");
-    CUDA_CHECK(cudaEventRecord(begin_, stream_));
-    enqueue(staged_);
-    CUDA_CHECK(cudaEventRecord(end_, stream_));
-    CUDA_CHECK(cudaEventSynchronize(end_));
-    float ms = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
-    return ms;
+    return stream_.milliseconds([&] { enqueue(staged_); });
   }
 
   Facts facts() const override {
-    Facts f;
-    f.device = properties_.name;
+    Facts f = gpu_.facts();
     f.path = encoder_->name();
-    f.compute_capability = properties_.major * 10 + properties_.minor;
-    f.multiprocessors = properties_.multiProcessorCount;
-    int khz = 0;
-    if (cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device_) == cudaSuccess) f.clock_mhz = khz / 1000;
-    cudaDriverGetVersion(&f.driver);
-    cudaRuntimeGetVersion(&f.runtime);
     f.weight_bytes = encoder_->weight_bytes();
     f.activation_bytes = encoder_->activation_bytes() + inputs_.bytes() + logits_.bytes();
     return f;
@@ -179,17 +155,17 @@ class CudaRunner final : public Runner {
     for (int i = 0; i <= bucket.batch; ++i) bounds[i] = std::min<long long>(bucket.rows, static_cast<long long>(i) * bucket.max_seqlen);
     bounds[bucket.batch] = std::min(bucket.rows, bounds[bucket.batch]);
     upload({ids.data(), segments.data(), bounds.data(), bucket.batch});
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    stream_.wait();
   }
 
   // Make sure a bucket's algorithms are chosen and, where graphs are on, its graph exists.
   void ready(const Bucket& bucket) {
     if (options_.graph ? graphs_.count(bucket) != 0 : seen_.count(bucket) != 0) return;
-    CUDA_CHECK(cudaSetDevice(device_));
+    gpu_.select();
     upload_random(bucket);
     encoder_->tune(stream_, inputs(), bucket, logits_.data());
     encoder_->forward(stream_, inputs(), bucket, logits_.data());  // once outside the capture: libraries set themselves up
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    stream_.wait();
     seen_[bucket] = true;
     if (!options_.graph) return;
     if (graphs_.size() >= kMaxGraphs) {
@@ -211,10 +187,8 @@ class CudaRunner final : public Runner {
   EngineFile file_;
   RunnerOptions options_;
   EncoderLimits limits_{};
-  int device_ = 0;
-  cudaDeviceProp properties_{};
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  Gpu gpu_;
+  TimedStream stream_;
   std::unique_ptr<Encoder> encoder_;
   int header_ = 0;  // ints before the triples
   Buffer<int> inputs_;
