@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hopper attention for few sequences, where the walk over the keys takes longest: a block has 64 queries, and each of its
+// warpgroups takes its own 128 keys at the same time as the others. The warpgroups agree on the maximum of each row before the
+// exponentials, so their sums and contexts just add up at the end, through shared memory.
+#include "attention_sm90.cuh"
+#include "launch.h"
+
+namespace bert::attention {
+
+namespace {
+
+constexpr int kKeys = 128;  // of a warpgroup
+constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
+
+// Queries; keys and values, row maxima and row sums, two barriers for each warpgroup; one barrier for the queries.
+template <int kHead>
+constexpr size_t shared_bytes(int groups) {
+  return kBoxBytes<kHead> + groups * (2 * static_cast<size_t>(kKeys) * kHead * 2 + 2 * kTile * sizeof(float) + 2 * sizeof(uint64_t)) +
+         sizeof(uint64_t);
+}
+
+template <int kHead, Format kFormat>
+__global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
+    attention_split_kernel(const __grid_constant__ CUtensorMap map, Stored<kFormat>* context, float inverse_scale,
+                           const int* cu_seqlens, int heads) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int kBytes = kKeys * kHead * 2;  // keys of a warpgroup; also its values
+  extern __shared__ __align__(1024) char shared[];
+  const int group = warp_index() / (kGroup / kWarp), hidden = heads * kHead;
+
+  let_next_start();
+  const int first = cu_seqlens[blockIdx.z], length = cu_seqlens[blockIdx.z + 1] - first, start = blockIdx.x * kTile;
+  const int groups = (length + kKeys - 1) / kKeys;  // that have keys; the others leave
+  if (start >= length || group >= groups) return;
+  char* queries = shared;
+  char* keys = shared + kBoxBytes<kHead> + group * 2 * kBytes;
+  char* values = keys + kBytes;
+  float* maxima = reinterpret_cast<float*>(shared + kBoxBytes<kHead> + groups * 2 * kBytes);  // (groups, 64)
+  float* sums = maxima + groups * kTile;                                                      // (groups, 64)
+  uint64_t* query_ready = reinterpret_cast<uint64_t*>(sums + groups * kTile);
+  uint64_t *key_ready = query_ready + 1 + 2 * group, *value_ready = key_ready + 1;
+  if (threadIdx.x == 0) {
+    sm90::prefetch_map(&map);
+    for (int i = 0; i < 1 + 2 * groups; ++i) sm90::barrier_init(query_ready + i, 1);
+    sm90::barrier_init_fence();
+  }
+  const auto together = [&] { sm90::named_barrier(1, groups * kGroup); };
+  together();
+  wait_for_previous();
+  if (threadIdx.x % kGroup == 0) {
+    const int column = blockIdx.y * kHead, row = first + group * kKeys;
+    if (group == 0) {
+      sm90::expect_bytes(query_ready, kBoxBytes<kHead>);
+      sm90::load_box(queries, &map, column, first + start, query_ready);
+    }
+    const auto load = [&](char* to, int from, uint64_t* ready) {
+      sm90::expect_bytes(ready, kBytes);
+      for (int i = 0; i < kKeys / kTile; ++i) sm90::load_box(to + i * kBoxBytes<kHead>, &map, from, row + i * kTile, ready);
+    };
+    load(keys, column + hidden, key_ready);
+    load(values, column + 2 * hidden, value_ready);
+  }
+
+  const int thread = threadIdx.x % kGroup, row = thread / kWarp * 16 + thread % kWarp / 4;  // the first of this thread's two rows
+  const float scale = score_scale<kHead>();
+  float s[kKeys / 2];
+  sm90::wait(query_ready, 0);
+  sm90::wait(key_ready, 0);
+  const uint64_t q_at = sm90::descriptor<2 * kHead>(queries), k_at = sm90::descriptor<2 * kHead>(keys);
+  sm90::pin(s);
+  sm90::multiply_fence();
+#pragma unroll
+  for (int k = 0; k < kHead / 16; ++k) sm90::multiply<kKeys>(s, q_at + 2 * k, k_at + 2 * k, k > 0);
+  sm90::multiply_commit();
+  sm90::pin(s);
+  sm90::multiply_wait<0>();
+  sm90::pin(s);
+  if ((group + 1) * kKeys > length) mask(s, length - group * kKeys);
+  Rows most = row_max(s, {-INFINITY, -INFINITY});
+  const auto share = [&](float* all, Rows mine) {
+    if (thread % 4 == 0) all[group * kTile + row] = mine.a, all[group * kTile + row + 8] = mine.b;
+  };
+  if (groups > 1) {
+    share(maxima, most);
+    together();
+    for (int i = 0; i < groups; ++i) {
+      most.a = fmaxf(most.a, maxima[i * kTile + row]);
+      most.b = fmaxf(most.b, maxima[i * kTile + row + 8]);
+    }
+  }
+  Rows sum{0, 0};
+  float out[kHead / 2];
+  uint32_t weights[kKeys / 16][4];
+  exponentials(s, scale, {most.a * scale, most.b * scale}, sum);
+  narrow(s, weights);
+  sum = quad_sum(sum);
+  sm90::wait(value_ready, 0);
+  sm90::pin(out);
+  sm90::multiply_fence();
+#pragma unroll
+  for (int k = 0; k < kKeys / 16; ++k) {
+    sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(values + k * 16 * kHead * 2), k > 0);
+  }
+  sm90::multiply_commit();
+  sm90::pin(out);
+  sm90::multiply_wait<0>();
+  sm90::pin(out);
+
+  Stored<kFormat>* to = context + static_cast<size_t>(first + start) * hidden + blockIdx.y * kHead;
+  if (groups == 1) {
+    store_tile<kHead, kFormat>(to, hidden, out, {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, length - start);
+    return;
+  }
+  // Each warpgroup leaves its context where its keys were, eight columns (four values a thread) at a time, and adds up its part
+  // of the columns of all.
+  share(sums, sum);
+  float4* mine = reinterpret_cast<float4*>(keys);
+#pragma unroll
+  for (int j = 0; j < kHead / 8; ++j) {
+    mine[j * kGroup + thread] = make_float4(out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]);
+  }
+  together();
+  Rows factor{0, 0};
+  for (int i = 0; i < groups; ++i) factor.a += sums[i * kTile + row], factor.b += sums[i * kTile + row + 8];
+  factor = {__fdividef(inverse_scale, factor.a), __fdividef(inverse_scale, factor.b)};
+  to += static_cast<size_t>(row) * hidden + 2 * (thread % 4);
+  for (int j = group; j < kHead / 8; j += groups) {
+    float4 total = make_float4(0, 0, 0, 0);
+    for (int i = 0; i < groups; ++i) {
+      const float4 d = reinterpret_cast<const float4*>(shared + kBoxBytes<kHead> + i * 2 * kBytes)[j * kGroup + thread];
+      total.x += d.x, total.y += d.y, total.z += d.z, total.w += d.w;
+    }
+    const auto store = [&](int below, float a, float b, float f) {
+      if (start + row + below >= length) return;
+      *reinterpret_cast<Pair<kFormat>*>(to + below * hidden + 8 * j) = narrow_pair<kFormat>(a * f, b * f);
+    };
+    store(0, total.x, total.y, factor.a);
+    store(8, total.z, total.w, factor.b);
+  }
+#endif
+}
+
+template <int kHead, Format kFormat>
+void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens,
+           const AttentionShape& shape) {
+  constexpr auto kernel = attention_split_kernel<kHead, kFormat>;
+  static const bool allowed = (allow_shared(kernel, shared_bytes<kHead>(kMaxGroups)), true);
+  (void)allowed;
+  const int groups = ceil_div(shape.max_seqlen, kKeys);
+  Launch launch_shape{dim3(ceil_div(shape.max_seqlen, kTile), shape.heads, shape.batch), dim3(groups * kGroup),
+                      shared_bytes<kHead>(groups)};
+  launch_shape.overlap = true;
+  launch(stream, launch_shape, kernel, map, static_cast<Stored<kFormat>*>(context), inverse_scale, cu_seqlens, shape.heads);
+}
+
+}  // namespace
+
+void run_split(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+               const AttentionShape& shape) {
+  with_constants(shape.head_size, format, [&](auto head, auto stored) {
+    start<decltype(head)::value, decltype(stored)::value>(stream, map, context, inverse_scale, cu_seqlens, shape);
+  });
+}
+
+}  // namespace bert::attention

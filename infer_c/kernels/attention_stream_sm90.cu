@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hopper attention for many sequences. One block a multiprocessor stays for the whole launch and takes an equal share of the
+// work, cut between heads of sequences. One warp fetches keys and values through a ring of boxes, ahead of their use and
+// across the ends of sequences; another fetches the queries. Four warpgroups take 64 queries at a time, in turn, and walk over
+// the keys 64 at a time with online softmax; while one computes exponentials, others have the tensor cores. (Queries stay in
+// shared memory: as a loop-invariant register operand, ptxas 13.0 overwrites them with the weights.)
+#include <algorithm>
+
+#include "attention_sm90.cuh"
+#include "launch.h"
+
+namespace bert::attention {
+
+constexpr int kGroups = 4;
+constexpr int kFetcher = kGroups * kGroup / kWarp;  // the first of two warps
+constexpr int kThreads = (kFetcher + 2) * kWarp;
+
+// Shared memory: a ring of kSlots boxes of keys and values, two tiles of queries for each warpgroup, barriers.
+template <int kHead>
+struct Layout {
+  static constexpr int kSpace = 227 * 1024, kBarriers = 512, kQueries = kGroups * 2 * kBoxBytes<kHead>;
+  static constexpr int kSlots = std::min((kSpace - kBarriers - kQueries) / (2 * kBoxBytes<kHead>), 16);
+  static constexpr size_t kBytes = kSlots * 2 * kBoxBytes<kHead> + kQueries + kBarriers;
+  static_assert(kSlots >= kMaxBoxes, "warpgroups go over all keys of a sequence before they let the first go");
+  char* base;
+  __device__ char* keys(int slot) const { return base + slot * 2 * kBoxBytes<kHead>; }
+  __device__ char* values(int slot) const { return keys(slot) + kBoxBytes<kHead>; }
+  __device__ char* queries(int group, int turn) const { return keys(kSlots) + (2 * group + turn % 2) * kBoxBytes<kHead>; }
+  __device__ uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(keys(kSlots) + kQueries); }
+  __device__ uint64_t* full(int slot) const { return barriers() + slot; }
+  __device__ uint64_t* empty(int slot) const { return barriers() + kSlots + slot; }
+  __device__ uint64_t* query_full(int group, int turn) const { return barriers() + 2 * kSlots + 4 * group + turn % 2; }
+  __device__ uint64_t* query_empty(int group, int turn) const { return query_full(group, turn) + 2; }
+};
+
+// Walks over the (sequence, head) pairs of a block's share; empty sequences have none.
+struct Share {
+  const int* cu_seqlens;
+  int heads, sequence, head, last_sequence, last_head;
+  int first, length;  // of the sequence
+
+  __device__ bool done() const { return sequence > last_sequence || (sequence == last_sequence && head >= last_head); }
+  __device__ int tiles() const { return (length + kTile - 1) / kTile; }
+  __device__ void load() {
+    for (; !done(); ++sequence) {
+      first = cu_seqlens[sequence];
+      length = cu_seqlens[sequence + 1] - first;
+      if (length > 0) return;
+    }
+  }
+  __device__ void next() {
+    if (++head < heads) return;
+    head = 0;
+    ++sequence;
+    load();
+  }
+};
+
+// What a head of a sequence costs: tiles of queries times boxes of keys, and the fetching.
+__device__ inline int cost_of(const int* cu_seqlens, int sequence) {
+  const int tiles = (cu_seqlens[sequence + 1] - cu_seqlens[sequence] + kTile - 1) / kTile;
+  return tiles * (tiles + 2);
+}
+
+// The whole block finds its share: the pairs from the one in which its part of the total begins to the one in which the next
+// block's part does. `bounds` receives sequence and head of both; `sums` is scratch of one int a warp.
+__device__ inline void find_share(const int* cu_seqlens, int batch, int heads, int* bounds, int* sums) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  int total = 0;
+  for (int s = threadIdx.x; s < batch; s += blockDim.x) total += cost_of(cu_seqlens, s);
+#pragma unroll
+  for (int i = kWarp / 2; i > 0; i /= 2) total += __shfl_xor_sync(~0u, total, i);
+  if (lane == 0) sums[warp] = total;
+  if (threadIdx.x < 4) bounds[threadIdx.x] = threadIdx.x % 2 == 0 ? batch : 0;
+  __syncthreads();
+  total = 0;
+  for (int i = 0; i < warps; ++i) total += sums[i];
+  const int begin = static_cast<int>(static_cast<int64_t>(total) * heads * blockIdx.x / gridDim.x);
+  const int end = static_cast<int>(static_cast<int64_t>(total) * heads * (blockIdx.x + 1) / gridDim.x);
+  for (int start = 0, carry = 0; start < batch; start += blockDim.x) {  // once for batches up to the block's threads
+    const int s = start + threadIdx.x, cost = s < batch ? cost_of(cu_seqlens, s) : 0;
+    int before = cost;
+#pragma unroll
+    for (int i = 1; i < kWarp; i *= 2) {
+      const int other = __shfl_up_sync(~0u, before, i);
+      if (lane >= i) before += other;
+    }
+    __syncthreads();
+    if (lane == kWarp - 1) sums[warp] = before;
+    __syncthreads();
+    before += carry - cost;
+    for (int i = 0; i < warps; ++i) {
+      if (i < warp) before += sums[i];
+      carry += sums[i];
+    }
+    const auto place = [&](int at, int* bound) {
+      const int offset = at - before * heads;
+      if (offset >= 0 && offset < cost * heads) bound[0] = s, bound[1] = offset / cost;
+    };
+    place(begin, bounds);
+    place(end, bounds + 2);
+  }
+  __syncthreads();
+}
+
+// One thread fetches keys and values, box after box.
+template <int kHead>
+__device__ inline void fetch_keys(const CUtensorMap& map, const Layout<kHead>& space, Share share, int hidden) {
+  constexpr int kSlots = Layout<kHead>::kSlots;
+  int box = 0;
+  for (; !share.done(); share.next()) {
+    const int tiles = share.tiles(), column = hidden + share.head * kHead;
+    for (int step = 0; step < tiles; ++step, ++box) {
+      const int slot = box % kSlots;
+      if (box >= kSlots) sm90::wait(space.empty(slot), (box / kSlots + 1) & 1);
+      sm90::expect_bytes(space.full(slot), 2 * kBoxBytes<kHead>);
+      sm90::load_box(space.keys(slot), &map, column, share.first + step * kTile, space.full(slot));
+      sm90::load_box(space.values(slot), &map, column + hidden, share.first + step * kTile, space.full(slot));
+    }
+  }
+}
+
+// One thread fetches tiles of queries, to the warpgroups in turn.
+template <int kHead>
+__device__ inline void fetch_queries(const CUtensorMap& map, const Layout<kHead>& space, Share share) {
+  int group = 0, turn = 0;
+  for (; !share.done(); share.next()) {
+    const int tiles = share.tiles();
+    for (int tile = 0; tile < tiles; ++tile) {
+      uint64_t* full = space.query_full(group, turn);
+      if (turn >= 2) sm90::wait(space.query_empty(group, turn), (turn / 2 + 1) & 1);
+      sm90::expect_bytes(full, kBoxBytes<kHead>);
+      sm90::load_box(space.queries(group, turn), &map, share.head * kHead, share.first + tile * kTile, full);
+      if (++group == kGroups) group = 0, ++turn;
+    }
+  }
+}
+
+namespace {
+
+template <int kHead, Format kFormat>
+__global__ void __launch_bounds__(kThreads, 1)
+    attention_stream_kernel(const __grid_constant__ CUtensorMap map, Stored<kFormat>* context, float inverse_scale,
+                            const int* cu_seqlens, int batch, int heads) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr int kSlots = Layout<kHead>::kSlots;
+  extern __shared__ __align__(1024) char shared[];
+  __shared__ int bounds[4], sums[kWarp];
+  const Layout<kHead> space{shared};
+  const int warp = warp_index(), hidden = heads * kHead;
+  const bool elected = threadIdx.x % kWarp == 0;
+
+  let_next_start();
+  if (threadIdx.x == 0) {
+    sm90::prefetch_map(&map);
+    for (int i = 0; i < kSlots; ++i) {
+      sm90::barrier_init(space.full(i), 1);
+      sm90::barrier_init(space.empty(i), kGroups * kGroup / kWarp);
+    }
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      sm90::barrier_init(space.query_full(i / 2, i), 1);
+      sm90::barrier_init(space.query_empty(i / 2, i), kGroup / kWarp);
+    }
+    sm90::barrier_init_fence();
+  }
+  find_share(cu_seqlens, batch, heads, bounds, sums);
+  Share share{cu_seqlens, heads, bounds[0], bounds[1], bounds[2], bounds[3], 0, 0};
+  share.load();
+  wait_for_previous();
+  if (warp >= kFetcher) {
+    if (elected && warp == kFetcher) fetch_keys<kHead>(map, space, share, hidden);
+    if (elected && warp == kFetcher + 1) fetch_queries<kHead>(map, space, share);
+    return;
+  }
+
+  const int group = warp / (kGroup / kWarp);
+  const float scale = score_scale<kHead>();
+  int box = 0, turn = 0, tile = group;  // tile: this group's next one in the sequence
+  for (; !share.done(); share.next()) {
+    const int tiles = share.tiles();
+    const auto ready = [&](int step) { sm90::wait(space.full((box + step) % kSlots), (box + step) / kSlots & 1); };
+    const auto release = [&](int step) {
+      if (elected) sm90::arrive(space.empty((box + step) % kSlots));
+    };
+    if (tile >= tiles) {  // none: pass the boxes on. Only once they are full, or the arrival would count for the use before
+      for (int step = 0; step < tiles; ++step) {
+        ready(step);
+        release(step);
+      }
+    }
+    for (; tile < tiles; tile += kGroups, ++turn) {
+      const bool last_use = tile + kGroups >= tiles;
+      float out[kHead / 2];
+#pragma unroll
+      for (int i = 0; i < kHead / 2; ++i) out[i] = 0.f;
+      Rows most{-INFINITY, -INFINITY}, sum{0, 0};
+      sm90::wait(space.query_full(group, turn), turn / 2 & 1);
+      for (int step = 0; step < tiles; ++step) {
+        float s[kTile / 2];
+        ready(step);
+        const uint64_t q_at = sm90::descriptor<2 * kHead>(space.queries(group, turn));
+        const uint64_t k_at = sm90::descriptor<2 * kHead>(space.keys((box + step) % kSlots));
+        sm90::pin(s);
+        sm90::multiply_fence();
+#pragma unroll
+        for (int k = 0; k < kHead / 16; ++k) sm90::multiply<kTile>(s, q_at + 2 * k, k_at + 2 * k, k > 0);
+        sm90::multiply_commit();
+        sm90::pin(s);
+        sm90::multiply_wait<0>();
+        sm90::pin(s);
+        if (step + 1 == tiles && elected) sm90::arrive(space.query_empty(group, turn));
+
+        if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
+        // While the maximum grows by less than 2 ** 8 the old one stays: weights may be as large as that in FP16. Every step has
+        // a key, so the maximum is finite from the first one on.
+        const Rows now = row_max(s, most);
+        const bool grown = __any_sync(~0u, !((now.a - most.a) * scale <= 8.f && (now.b - most.b) * scale <= 8.f));
+        Rows shrink;
+        if (grown) {
+          shrink = {exp2_fast((most.a - now.a) * scale), exp2_fast((most.b - now.b) * scale)};
+          most = now;
+          sum.a *= shrink.a, sum.b *= shrink.b;
+        }
+        exponentials(s, scale, {most.a * scale, most.b * scale}, sum);
+        if (grown && step > 0) {
+#pragma unroll
+          for (int i = 0; i < kHead / 2; i += 4) {
+            out[i] *= shrink.a, out[i + 1] *= shrink.a;
+            out[i + 2] *= shrink.b, out[i + 3] *= shrink.b;
+          }
+        }
+        uint32_t weights[kTile / 16][4];
+        narrow(s, weights);
+
+        const char* v_at = space.values((box + step) % kSlots);
+        sm90::pin(out);
+        sm90::multiply_fence();
+#pragma unroll
+        for (int k = 0; k < kTile / 16; ++k) {
+          sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(v_at + k * 16 * kHead * 2), true);
+        }
+        sm90::multiply_commit();
+        sm90::pin(out);
+        sm90::multiply_wait<0>();
+        sm90::pin(out);
+        if (last_use) release(step);
+      }
+      sum = quad_sum(sum);
+      const int row = tile * kTile;
+      store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.head * kHead, hidden, out,
+                                 {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, share.length - row);
+    }
+    box += tiles;
+    tile -= tiles;
+  }
+#endif
+}
+
+template <int kHead, Format kFormat>
+void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens,
+           const AttentionShape& shape, int multiprocessors) {
+  constexpr auto kernel = attention_stream_kernel<kHead, kFormat>;
+  static const bool allowed = (allow_shared(kernel, Layout<kHead>::kBytes), true);
+  (void)allowed;
+  Launch launch_shape{dim3(std::min(shape.heads * shape.batch, multiprocessors)), dim3(kThreads), Layout<kHead>::kBytes};
+  launch_shape.overlap = true;
+  launch(stream, launch_shape, kernel, map, static_cast<Stored<kFormat>*>(context), inverse_scale, cu_seqlens, shape.batch,
+         shape.heads);
+}
+
+}  // namespace
+
+void run_stream(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+                const AttentionShape& shape, int multiprocessors) {
+  with_constants(shape.head_size, format, [&](auto head, auto stored) {
+    start<decltype(head)::value, decltype(stored)::value>(stream, map, context, inverse_scale, cu_seqlens, shape, multiprocessors);
+  });
+}
+
+}  // namespace bert::attention
