@@ -92,11 +92,13 @@ double operations(const bert::Config& c, double tokens, double length) {
 }
 
 // The least time a pass can take on an H200, in ms: the encoder's weights over 4.3 TB/s, or the operations over 768 TFLOP/s
-// FP16; both measured there with large copies and 8192^3 products on random data.
-double floor_ms(const bert::Config& c, double tokens, double length, double weight_width) {
+// FP16 (1,516 in 8 bits); all measured there with large copies and 8192^3 products on random data.
+double floor_ms(const bert::Config& c, double tokens, double length, const std::string& precision) {
+  const bool eight_bit = precision == "int8" || precision == "fp8";
+  const double weight_width = eight_bit ? 1 : precision == "fp32" ? 4 : 2;
   const double hidden = c.hidden_size, inner = c.intermediate_size;
   const double weights = c.num_hidden_layers * (4 * hidden * hidden + 2 * hidden * inner) * weight_width;
-  return 1e3 * std::max(weights / 4.3e12, operations(c, tokens, length) / 768e12);
+  return 1e3 * std::max(weights / 4.3e12, operations(c, tokens, length) / (eight_bit ? 1516e12 : 768e12));
 }
 
 Result measure(bert::Runner& runner, const Options& o, int batch) {
@@ -120,7 +122,7 @@ Result measure(bert::Runner& runner, const Options& o, int batch) {
   r.p99 = percentile(0.99);
   r.throughput = batch * 1000.0 / r.average;
   r.tflops = operations(config, static_cast<double>(batch) * o.length, o.length) / (r.average * 1e9);
-  r.floor_share = floor_ms(config, static_cast<double>(batch) * o.length, o.length, runner.info().precision == "fp32" ? 4 : 2) / r.average;
+  r.floor_share = floor_ms(config, static_cast<double>(batch) * o.length, o.length, runner.info().precision) / r.average;
   return r;
 }
 

@@ -151,14 +151,6 @@ def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> 
             np.testing.assert_array_equal(stored[name], plain[name])
 
 
-def test_residuals_in_eight_bits_are_noted(tmp_path: Path) -> None:
-    for precision, noted in (("int8", {"residual_8bit": True}), ("fp8", {"residual_8bit": True}), ("fp16", {})):
-        asked = {precision: True, "force_int8_skipln": True}
-        options = {"fp16": asked.pop("fp16", False), "asked": asked}
-        assert read_info(write_engine(tmp_path / "e", weights=ranged(False), **options)).details == noted
-    assert read_info(write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})).details == {}
-
-
 def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
     monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89))
@@ -170,11 +162,11 @@ def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         backends.load(path, info, backends.LoadOptions())
 
 
-def test_attention_in_eight_bits_has_no_effect() -> None:
+def test_eight_bits_elsewhere_than_in_products_have_no_effect() -> None:
     said: list[str] = []
     options = BuildOptions(Path("e"), int8=True, force_int8_multihead=True, force_int8_skipln=True)
     backends.check_options("cuda", options, said.append)
-    assert said == ["-imh/--force-int8-multihead has no effect on cuda engines"]
+    assert said == [f"{flag} has no effect on cuda engines" for flag in ("-iln/--force-int8-skipln", "-imh/--force-int8-multihead")]
 
 
 def test_weights_without_ranges_make_no_eight_bit_engine(tmp_path: Path) -> None:

@@ -60,3 +60,11 @@ def test_fake_quantise_scales_by_row() -> None:
         clipped = np.clip(x[row], -limit, limit)
         assert (np.abs(found[row] - clipped) <= np.maximum(np.abs(clipped) / 16, limit / 448 / 1024) * 1.0001).all()
         assert np.array_equal(found[row], fake_quantise(x[row], limit, "fp8"))
+
+
+def test_float32_is_encoded_as_float64_is() -> None:
+    exact = np.unique(nearest(np.linspace(-500, 500, 4001), "fp8")).astype(np.float32)
+    halves = (exact[1:] + exact[:-1]) / 2  # ties
+    small = np.ldexp(np.arange(-40, 41), -11).astype(np.float32)  # subnormals and their ties
+    values = np.concatenate([exact, halves, np.nextafter(halves, 0), np.nextafter(halves, 1e9), small, [np.inf, -np.inf, -0.0]])
+    assert np.array_equal(encode(values.astype(np.float32), "fp8"), encode(values.astype(np.float32).astype(np.float64), "fp8"))

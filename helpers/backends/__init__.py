@@ -115,7 +115,7 @@ STEERING = {
     "strict": ("-t/--strict", ("tensorrt",)),
     "sparse": ("-sp/--sparse", ("tensorrt",)),
     "force_fc2_gemm": ("-g/--force-fc2-gemm", ("tensorrt",)),
-    "force_int8_skipln": ("-iln/--force-int8-skipln", ("tensorrt", "cuda", "cpu")),
+    "force_int8_skipln": ("-iln/--force-int8-skipln", ("tensorrt", "cpu")),
     "force_int8_multihead": ("-imh/--force-int8-multihead", ("tensorrt", "cpu")),
     "timing_cache": ("-tcf/--timing-cache-file", ("tensorrt",)),
     "distributive_independence": ("--distributive_independence", ("tensorrt",)),

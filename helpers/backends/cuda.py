@@ -79,8 +79,6 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
         )
     from safetensors.numpy import save_file
 
-    if eight_bit and options.force_int8_skipln:
-        info = replace(info, details={**info.details, "residual_8bit": True})
     tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 or eight_bit else np.float32), eight_bit)
     with written_whole(options.output) as temporary:
         save_file(tensors, str(temporary), {METADATA_KEY: info.to_json()})

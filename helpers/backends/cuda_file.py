@@ -78,11 +78,10 @@ def input_amax(weights: Weights, layer: int, product: str) -> float:
     return max(weights.range(f"l{layer}_{part}_input_amax") for part in PRODUCTS[product])
 
 
-def simulation(config: BertConfig, weights: Weights, precision: EightBit, residual_8bit: bool = False) -> Reference:
+def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Reference:
     """Return the reference that rounds what an 8-bit cuda engine rounds: what products read, and their kernels.
 
-    residual_8bit: the residual of each LayerNorm is what the product before it read, as with -iln. All else is in float32 here
-    and in FP16 there.
+    All else is in float32 here and in FP16 there.
     """
     ranges: dict[str, np.ndarray] = {}
     for layer in range(config.num_hidden_layers):
@@ -91,7 +90,4 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit, residu
             for part in parts:
                 ranges[f"l{layer}_{part}_input_amax"] = amax
                 ranges[f"l{layer}_{part}_kernel_amax"] = kernel_amax(weights, f"l{layer}_{part}")
-        if residual_8bit:
-            for norm, product in (("attention_output", "attention_self_query"), ("output", "intermediate_dense")):
-                ranges[f"l{layer}_{norm}_add_residual_input_quantizer_amax"] = ranges[f"l{layer}_{product}_input_amax"]
     return Reference(config, weights, ranges=ranges, precision=precision)
