@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// LayerNorm into 8 bits, where the next product reads 8 bits. A warp a row, the row in registers, gamma and beta in registers
-// too while a warp goes from row to row, each fetched while the one before is worked on. Moves 3 bytes a value: its floor is
-// 3 bytes x hidden x rows over the bandwidth.
+// LayerNorm into 8 bits, where the next product reads 8 bits. Many rows: a warp a row, the row in registers, gamma and beta in
+// registers too while a warp goes from row to row, each fetched while the one before is worked on. Moves 3 bytes a value: its
+// floor is 3 bytes x hidden x rows over the bandwidth. Few rows, where only the time of one counts: a block a row.
 #include "device.cuh"
 #include "launch.h"
 #include "layernorm.h"
@@ -13,6 +13,17 @@ namespace {
 
 constexpr int kWarps = 4;   // of a block
 constexpr int kBlocks = 3;  // of a multiprocessor
+
+template <Format kFormat>
+__device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, float scale, const Eight& gamma, const Eight& beta, float inverse_scale) {
+  unsigned pairs[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const auto normal = [&](int k) { return ((x.v[k] - mean) * scale * gamma.v[k] + beta.v[k]) * inverse_scale; };
+    pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
+  }
+  *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
+}
 
 // kVectors: 8 columns a lane each. kKeep: gamma, beta and the next row stay in registers.
 template <Format kFormat, int kVectors, bool kKeep>
@@ -67,22 +78,67 @@ __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
     for (int i = 0; i < kVectors; ++i) {
       if (column_of(i) >= hidden) break;
       const Eight gi = kKeep ? g[kKeep ? i : 0] : load8(gamma + column_of(i)), bi = kKeep ? b[kKeep ? i : 0] : load8(beta + column_of(i));
-      uint16_t pairs[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const auto normal = [&](int k) { return ((v[i].v[k] - mean) * scale * gi.v[k] + bi.v[k]) * inverse_scale; };
-        pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
-      }
-      *reinterpret_cast<uint2*>(out + base + column_of(i)) = make_uint2(pairs[0] | static_cast<unsigned>(pairs[1]) << 16, pairs[2] | static_cast<unsigned>(pairs[3]) << 16);
+      store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, gi, bi, inverse_scale);
     }
     if (lane == 0) stats[row] = make_float2(mean, squares);
     if (!kKeep) fetch(row + step);
   }
 }
 
+// Rows that many blocks of this kernel hold at once; more are done faster by the warps of the other.
+constexpr int kFewRows = 1024;
+constexpr int kThreads = 128, kVectorsOfBlock = 4;  // 8 columns a thread each: hidden sizes to 4096
+
+template <Format kFormat>
+__global__ void __launch_bounds__(kThreads)
+    quantise_layernorm_few_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
+                                  int hidden, float eps) {
+  __shared__ float scratch[kThreads / kWarp];
+  const auto column_of = [&](int i) { return (i * kThreads + static_cast<int>(threadIdx.x)) * 8; };
+  let_next_start();
+  const int row = blockIdx.x;
+  if (row >= *tokens) return;
+  Eight first_gamma{}, first_beta{};  // all there are for hidden sizes to 1024; they do not depend on the kernel before
+  if (column_of(0) < hidden) first_gamma = load8(gamma + column_of(0)), first_beta = load8(beta + column_of(0));
+  wait_for_previous();
+  const size_t base = static_cast<size_t>(row) * hidden;
+  Eight v[kVectorsOfBlock];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kVectorsOfBlock; ++i) {
+    if (column_of(i) >= hidden) break;
+    v[i] = load8(x + base + column_of(i));
+#pragma unroll
+    for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+  }
+  const float mean = block_sum<kThreads>(sum, scratch) / hidden;
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectorsOfBlock; ++i) {
+    if (column_of(i) >= hidden) break;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += (v[i].v[j] - mean) * (v[i].v[j] - mean);
+  }
+  squares = block_sum<kThreads>(squares, scratch);
+  const float scale = rsqrtf(squares / hidden + eps);
+#pragma unroll
+  for (int i = 0; i < kVectorsOfBlock; ++i) {
+    if (column_of(i) >= hidden) break;
+    const Eight g = i == 0 ? first_gamma : load8(gamma + column_of(i)), b = i == 0 ? first_beta : load8(beta + column_of(i));
+    store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, g, b, inverse_scale);
+  }
+  if (threadIdx.x == 0) stats[row] = make_float2(mean, squares);
+}
+
 template <Format kFormat>
 void start(cudaStream_t stream, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out, RowStats stats, const int* tokens,
            int rows, int hidden, float eps) {
+  if (rows <= kFewRows) {
+    Launch shape{dim3(rows), dim3(kThreads)};
+    shape.overlap = true;
+    return launch(stream, shape, quantise_layernorm_few_kernel<kFormat>, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden,
+                  eps);
+  }
   const auto kernel = hidden <= 512    ? quantise_layernorm_kernel<kFormat, 2, true>
                       : hidden <= 768  ? quantise_layernorm_kernel<kFormat, 3, true>
                       : hidden <= 1024 ? quantise_layernorm_kernel<kFormat, 4, true>
