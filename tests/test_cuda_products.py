@@ -116,7 +116,10 @@ def test_eight_bits(epilogue: str, variant: tuple[int, int, int], precision: str
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-@pytest.mark.parametrize(("rows", "hidden"), [(1, 16), (17, 384), (129, 768), (3000, 1024), (5, 4096)])
+@pytest.mark.parametrize(
+    ("rows", "hidden"),
+    [(1, 16), (17, 384), (129, 768), (1024, 1024), (3000, 1024), (1500, 384), (1100, 768), (5, 4096), (1030, 4096)],
+)
 def test_layernorm_into_eight_bits(rows: int, hidden: int, precision: str) -> None:
     rng = np.random.default_rng([rows, hidden])
     x = (rng.standard_normal((rows, hidden)) * 3 + 1).astype(np.float16)
