@@ -8,9 +8,7 @@
 #include <map>
 
 #include "launch.h"
-#include "product_epilogue.cuh"
-#include "product_sm90.h"
-#include "wgmma.cuh"
+#include "product_tile.cuh"
 
 namespace bert {
 
@@ -26,115 +24,18 @@ constexpr int kFeederRegisters = 88, kConsumerRegisters = 208;  // 128 x 88 + 25
 constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;
 constexpr int kStages = 5;
-constexpr int kPitch = 128 + 16;            // bytes of a row in the epilogue's buffer; + 16 keeps accesses apart
-constexpr int kChunkBytes = 16 * kPitch;    // 16 rows: one warp's
+constexpr int kAhead = 2;  // chunks of the residual that are under way
 
 // What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
 struct Side {
   Norm norms[kRows];
-  float4 pairs[kTile / 2];   // of two columns: bias and factor in FP16, scale and bias in 8 bits
-  float2 factors[kTile / 2]; // in 8 bits
+  float4 pairs[kTile / 2];  // ColumnPairs
+  float2 factors[kTile / 2];
 };
 static_assert(kTile == 4 * kSideThreads && kRows == kSideThreads, "the side warps fetch 4 columns and a row a thread");
 
 constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * kStages + 2 * kGroups) * 8;
 static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
-
-constexpr int kLines = 4;     // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes
-constexpr int kAhead = 2;     // chunks of the residual that are under way
-
-// Fetch a warp's 16 x 64 values of the residual, whole lines.
-__device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, int first_row, int first_column, int rows) {
-  const int lane = threadIdx.x % kWarp, column = first_column + lane % 8 * 8;
-#pragma unroll
-  for (int i = 0; i < kLines; ++i) {
-    const int row = first_row + i * 4 + lane / 8;
-    lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
-  }
-}
-
-// Finish a warp's 16 x 256 results: rows go through shared memory 128 bytes at a time, so that the residual is read and the
-// output written in whole lines. `row` is the warp's first one, in the tile (`side`) and in the matrix.
-template <Format kFormat, Epilogue kEpilogue>
-__device__ void epilogue(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Side& side, char* buffer,
-                         int tile_row, int first_row, int first_column, int rows) {
-  using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
-  using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
-  constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
-  constexpr int kChunk = 128 / sizeof(Out);                                           // columns handled at a time
-  const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 16;      // line, vector: 16-byte accesses
-  const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
-  Norm norm0{}, norm1{};
-  if (has_norms(kEpilogue)) norm0 = side.norms[tile_row + row0], norm1 = side.norms[tile_row + row0 + 8];
-    float sum0 = 0, sum1 = 0;
-#pragma unroll
-  for (int c = 0; c < kTile / kChunk; ++c) {
-    const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
-    if (first_column + c * kChunk >= p.columns) break;
-    if (kResidual) {
-#pragma unroll
-      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = residual[c % kAhead][i];
-      __syncwarp();
-      if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
-    }
-#pragma unroll
-    for (int j = 0; j < kChunk / 8; ++j) {
-      const int at = c * kChunk + j * 8 + pair;
-      auto* d = acc + 4 * (c * kChunk / 8 + j);
-      const float4 values = side.pairs[at / 2];
-      float2 factor{}, x0{}, x1{};
-      if (kFormat != Format::half && has_norms(kEpilogue)) factor = side.factors[at / 2];
-      OutPair* to0 = reinterpret_cast<OutPair*>(buffer + row0 * kPitch + (j * 8 + pair) * sizeof(Out));
-      OutPair* to1 = reinterpret_cast<OutPair*>(buffer + (row0 + 8) * kPitch + (j * 8 + pair) * sizeof(Out));
-      if constexpr (kResidual) x0 = __half22float2(*reinterpret_cast<__half2*>(to0)), x1 = __half22float2(*reinterpret_cast<__half2*>(to1));
-      const Column left = kFormat == Format::half ? Column{1.f, values.x, values.z} : Column{values.x, values.z, factor.x};
-      const Column right = kFormat == Format::half ? Column{1.f, values.y, values.w} : Column{values.y, values.w, factor.y};
-      const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
-        return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
-      };
-      *to0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0.x), done(d[1], right, norm0, x0.y));
-      *to1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1.x), done(d[3], right, norm1, x1.y));
-      if constexpr (kStats) {
-        // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
-        const float2 f0 = __half22float2(*reinterpret_cast<__half2*>(to0)), f1 = __half22float2(*reinterpret_cast<__half2*>(to1));
-        d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
-        sum0 += f0.x + f0.y;
-        sum1 += f1.x + f1.y;
-      }
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const int row = first_row + i * 4 + line;
-      const uint4 value = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
-      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = value;
-    }
-    __syncwarp();
-  }
-  if constexpr (kStats) {
-    const int width = min(kTile, p.columns - first_column);
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
-    const float mean0 = sum0 / width, mean1 = sum1 / width;
-    float squares0 = 0, squares1 = 0;
-#pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) {
-      const float* d = acc + 4 * j;
-      if (j * 8 + pair < width) {  // width is a multiple of 8
-        squares0 += (d[0] - mean0) * (d[0] - mean0) + (d[1] - mean0) * (d[1] - mean0);
-        squares1 += (d[2] - mean1) * (d[2] - mean1) + (d[3] - mean1) * (d[3] - mean1);
-      }
-    }
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
-    if (lane % 4 == 0) {
-      const int row = first_row + row0;
-      float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
-      if (row < rows) to[0] = make_float2(mean0, squares0);
-      if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
-    }
-  }
-}
 
 template <Format kFormat, Epilogue kEpilogue, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -222,9 +123,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         sm90::wait(side_empty + group, (turn / kGroups & 1) ^ 1);
         side.norms[r] = norm;
-        const float4 &a = kFormat == Format::half ? bias : scale, &b = kFormat == Format::half ? factor : bias;
-        side.pairs[2 * r] = make_float4(a.x, a.y, b.x, b.y);
-        side.pairs[2 * r + 1] = make_float4(a.z, a.w, b.z, b.w);
+        side.pairs[2 * r] = pair_values(kFormat, {scale.x, scale.y}, {bias.x, bias.y}, {factor.x, factor.y});
+        side.pairs[2 * r + 1] = pair_values(kFormat, {scale.z, scale.w}, {bias.z, bias.w}, {factor.z, factor.w});
         *reinterpret_cast<float4*>(side.factors + 2 * r) = factor;
         __syncwarp();
         if (lane == 0) sm90::arrive(side_full + group);
@@ -267,7 +167,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::pin(acc);
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       sm90::wait(side_full + group, turn & 1);
-      epilogue<kFormat, kEpilogue>(acc, residual, p, sides[group], buffers + warp * kChunkBytes, tile_row, row_of(tile) + tile_row, column_of(tile), rows);
+      const ColumnPairs columns{sides[group].pairs, sides[group].factors};
+      finish_tile<kFormat, kEpilogue, kTile, kAhead>(acc, residual, p, sides[group].norms + tile_row, columns, buffers + warp * kChunkBytes,
+                                                     row_of(tile) + tile_row, column_of(tile), rows);
       if (lane == 0) sm90::arrive(side_empty + group);
     }
   }

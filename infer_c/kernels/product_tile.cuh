@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// The end of a tile in the persistent Hopper products: a warp holds 16 rows by kTile columns of sums in the registers of wgmma's
+// results and finishes, converts and stores them in whole lines.
+#pragma once
+
+#include "product_epilogue.cuh"
+#include "wgmma.cuh"
+
+namespace bert {
+
+constexpr int kPitch = 128 + 16;          // bytes of a row in a warp's buffer; + 16 keeps accesses apart
+constexpr int kChunkBytes = 16 * kPitch;  // a warp's buffer
+constexpr int kLines = 4;                 // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes
+
+// Fetch a warp's 16 x 64 values of the residual, whole lines.
+__device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, int first_row, int first_column, int rows) {
+  const int lane = threadIdx.x % kWarp, column = first_column + lane % 8 * 8;
+#pragma unroll
+  for (int i = 0; i < kLines; ++i) {
+    const int row = first_row + i * 4 + lane / 8;
+    lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
+  }
+}
+
+// What the columns of a tile need, for two columns at a time.
+struct ColumnPairs {
+  const float4* values;   // (columns / 2,) bias and factor in FP16, scale and bias in 8 bits
+  const float2* factors;  // (columns / 2,) in 8 bits
+};
+
+__device__ inline float4 pair_values(Format format, const float2& scale, const float2& bias, const float2& factor) {
+  return format == Format::half ? make_float4(bias.x, bias.y, factor.x, factor.y) : make_float4(scale.x, scale.y, bias.x, bias.y);
+}
+
+// Rows go through shared memory (`buffer`, kChunkBytes) 128 bytes at a time, so that the residual is read and the output written
+// in whole lines. `norms` are those of the warp's rows, first_row its first one in the matrix; residual: the first kAhead chunks.
+template <Format kFormat, Epilogue kEpilogue, int kTile, int kAhead>
+__device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Norm* norms,
+                            const ColumnPairs& columns, char* buffer, int first_row, int first_column, int rows) {
+  using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
+  using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
+  constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
+  constexpr int kChunk = 128 / sizeof(Out);                                           // columns handled at a time
+  const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 16;      // line, vector: 16-byte accesses
+  const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
+  Norm norm0{}, norm1{};
+  if (has_norms(kEpilogue)) norm0 = norms[row0], norm1 = norms[row0 + 8];
+  float sum0 = 0, sum1 = 0;
+#pragma unroll
+  for (int c = 0; c < kTile / kChunk; ++c) {
+    const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
+    if (first_column + c * kChunk >= p.columns) break;
+    if (kResidual) {
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = residual[c % kAhead][i];
+      __syncwarp();
+      if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
+    }
+#pragma unroll
+    for (int j = 0; j < kChunk / 8; ++j) {
+      const int at = c * kChunk + j * 8 + pair;
+      auto* d = acc + 4 * (c * kChunk / 8 + j);
+      const float4 values = columns.values[at / 2];
+      float2 factor{}, x0{}, x1{};
+      if (kFormat != Format::half && has_norms(kEpilogue)) factor = columns.factors[at / 2];
+      OutPair* to0 = reinterpret_cast<OutPair*>(buffer + row0 * kPitch + (j * 8 + pair) * sizeof(Out));
+      OutPair* to1 = reinterpret_cast<OutPair*>(buffer + (row0 + 8) * kPitch + (j * 8 + pair) * sizeof(Out));
+      if constexpr (kResidual) x0 = __half22float2(*reinterpret_cast<__half2*>(to0)), x1 = __half22float2(*reinterpret_cast<__half2*>(to1));
+      const Column left = kFormat == Format::half ? Column{1.f, values.x, values.z} : Column{values.x, values.z, factor.x};
+      const Column right = kFormat == Format::half ? Column{1.f, values.y, values.w} : Column{values.y, values.w, factor.y};
+      const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
+        return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
+      };
+      *to0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0.x), done(d[1], right, norm0, x0.y));
+      *to1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1.x), done(d[3], right, norm1, x1.y));
+      if constexpr (kStats) {
+        // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
+        const float2 f0 = __half22float2(*reinterpret_cast<__half2*>(to0)), f1 = __half22float2(*reinterpret_cast<__half2*>(to1));
+        d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
+        sum0 += f0.x + f0.y;
+        sum1 += f1.x + f1.y;
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kLines; ++i) {
+      const int row = first_row + i * 4 + line;
+      const uint4 value = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
+      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = value;
+    }
+    __syncwarp();
+  }
+  if constexpr (kStats) {
+    const int width = min(kTile, p.columns - first_column);
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
+    const float mean0 = sum0 / width, mean1 = sum1 / width;
+    float squares0 = 0, squares1 = 0;
+#pragma unroll
+    for (int j = 0; j < kTile / 8; ++j) {
+      const float* d = acc + 4 * j;
+      if (j * 8 + pair < width) {  // width is a multiple of 8
+        squares0 += (d[0] - mean0) * (d[0] - mean0) + (d[1] - mean0) * (d[1] - mean0);
+        squares1 += (d[2] - mean1) * (d[2] - mean1) + (d[3] - mean1) * (d[3] - mean1);
+      }
+    }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
+    if (lane % 4 == 0) {
+      const int row = first_row + row0;
+      float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
+      if (row < rows) to[0] = make_float2(mean0, squares0);
+      if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
+    }
+  }
+}
+
+}  // namespace bert
