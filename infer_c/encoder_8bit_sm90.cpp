@@ -44,12 +44,12 @@ class EncoderEightBit final : public Encoder {
         context_(rows_of<uint8_t>(config_.hidden_size)),
         inner_(rows_of<uint8_t>(config_.intermediate_size)),
         stats_{Buffer<float2>(capacity_, true), Buffer<float2>(capacity_, true)},
-        search_(product_sizes(config_, 128), multiprocessor_count()) {
+        search_(config_, format_) {
     if (!attention_sm90_fits(config_.head_size(), limits.max_length)) {
       fail("8-bit engines run heads of size 32 and 64 and up to 512 tokens here, not ", config_.head_size(), " and ", limits.max_length,
            "; build with --fp16");
     }
-    prepare_products();
+    prepare_products(format_);
     load(file);
     const uint8_t* inputs[] = {normal_.data(), context_.data(), normal_.data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) input_maps_[i] = BoxMaps(inputs[i], format_, capacity_, i == 3 ? config_.intermediate_size : config_.hidden_size);
@@ -82,7 +82,8 @@ class EncoderEightBit final : public Encoder {
           const uint8_t* input = i == 1 ? context_.data() : i == 3 ? inner_.data() : normal_.data();
           trace_(static_cast<int>(l), i, input, o.depth, epilogue == Epilogue::residual ? sum_[residual].data() : nullptr);
         }
-        const Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
+        Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
+        if (i + 1 < kProducts || l + 1 < layers_.size()) p.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], format_);
         product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows);
       };
       normalise(0, layer.gamma, layer.beta, layer.products[0]);

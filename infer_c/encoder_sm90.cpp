@@ -41,8 +41,8 @@ class EncoderSm90 final : public Encoder {
         context_(half_rows(config_.hidden_size)),
         inner_(half_rows(config_.intermediate_size)),
         stats_{Buffer<float2>(stats_size(), true), Buffer<float2>(stats_size(), true)},
-        search_(product_sizes(config_, 64), multiprocessor_count()) {
-    prepare_products();
+        search_(config_, Format::half) {
+    prepare_products(Format::half);
     load();
     table_normal_ = table_;
     table_normal_.gamma = weights_.constant(config_.hidden_size, 1.f);
@@ -77,10 +77,12 @@ class EncoderSm90 final : public Encoder {
 
     embed_sum(stream, config_, in, table_, x0, before, rows);
     RowStats stats = before;
-    for (const Layer& layer : layers_) {
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      const Layer& layer = layers_[l];
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
-        const Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
+        Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
+        if (i + 1 < kProducts || l + 1 < layers_.size()) product.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], Format::half);
         product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), product, rows);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
@@ -104,7 +106,7 @@ class EncoderSm90 final : public Encoder {
 
  private:
   Buffer<__half> half_rows(int columns) const { return Buffer<__half>(static_cast<size_t>(capacity_) * columns, true); }
-  size_t stats_size() const { return static_cast<size_t>(capacity_) * ceil_div(config_.hidden_size, 64); }
+  size_t stats_size() const { return static_cast<size_t>(capacity_) * ceil_div(config_.hidden_size, kNarrowestTile); }
   AttentionShape attention_shape(const Bucket& b) const { return {b.batch, b.max_seqlen, config_.num_attention_heads, config_.head_size()}; }
 
   void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {

@@ -7,16 +7,12 @@
 
 namespace bert {
 
-std::array<ProductSize, kProducts> product_sizes(const Config& config, int box) {
-  const int hidden = config.hidden_size, inner = config.intermediate_size, boxes = ceil_div(hidden, box);
-  return {{{3 * hidden, boxes}, {hidden, boxes}, {inner, boxes}, {hidden, ceil_div(inner, box)}}};
-}
-
-int multiprocessor_count() {
-  int device = 0, count = 0;
+ProductSearch::ProductSearch(const Config& config, Format format) : format_(format) {
+  const int box = 128 / bytes_of(format), hidden = config.hidden_size, inner = config.intermediate_size, boxes = ceil_div(hidden, box);
+  sizes_ = {{{3 * hidden, boxes}, {hidden, boxes}, {inner, boxes}, {hidden, ceil_div(inner, box)}}};
+  int device = 0;
   CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
+  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
 }
 
 // Row counts that share a choice: by whole tiles up to 8, where each tile changes the picture, then by powers of two.
@@ -35,14 +31,10 @@ ProductSearch::Choice ProductSearch::at(int rows) const {
   return choice;
 }
 
-// Before any timing: fill the machine once, or the persistent kernel where there is enough for it.
+// Before any timing: the persistent kernel where there is enough for it, otherwise what is expected to be fastest.
 Variant ProductSearch::guess(int rows, const ProductSize& size) const {
-  const int row_tiles = ceil_div(rows, kRowBox);
-  if (row_tiles * ceil_div(size.columns, 256) >= multiprocessors_) return {256, 1, 2};
-  Variant v{64, 1, 1};
-  while (v.split < 8 && row_tiles * ceil_div(size.columns, 64) * v.split * 2 <= multiprocessors_) v.split *= 2;
-  while (v.split > size.boxes) v.split /= 2;
-  return v;
+  if (ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= multiprocessors_) return Variant::persistent_of(2);
+  return variants(format_, rows, size.columns, size.boxes, multiprocessors_).front();
 }
 
 void ProductSearch::run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm) {
@@ -58,17 +50,21 @@ void ProductSearch::run(int rows, const std::function<float()>& milliseconds, co
     choice = before;
     if (ms < milliseconds()) choice = candidate;
   };
+  const auto attempt = [&](int i, const Variant& candidate) {
+    if (candidate == choice[i] || !candidate.exists(format_, sizes_[i].boxes)) return;
+    Choice other = choice;
+    other[i] = candidate;
+    better(other);
+  };
   for (int i = 0; i < kProducts; ++i) {
-    for (const Variant& candidate : variants(rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) {
-      if (candidate.name() == choice[i].name()) continue;
-      Choice other = choice;
-      other[i] = candidate;
-      better(other);
-    }
+    for (const Variant& candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) attempt(i, candidate);
+  }
+  for (int i = 0; i < kProducts; ++i) {
+    for (size_t k = 0; k < refinements(choice[i]).size(); ++k) attempt(i, refinements(choice[i])[k]);
   }
   if (!warm) return;
   const Choice own = choice;
-  choice.fill(Variant{0, 1, 1});
+  choice.fill(Variant::of_library());
   const Choice library = choice;
   warm();
   choice = own;
@@ -79,7 +75,12 @@ std::string ProductSearch::json() const {
   std::string out = "{";
   for (const auto& [key, choice] : choices_) {
     out += (out.size() > 1 ? ", \"" : "\"") + std::to_string(key) + "\": [";
-    for (int i = 0; i < kProducts; ++i) out += text(i ? ", " : "", "[", choice[i].tile_columns, ", ", choice[i].split, ", ", choice[i].share, "]");
+    for (int i = 0; i < kProducts; ++i) {
+      out += i ? ", [" : "[";
+      const std::vector<int> numbers = choice[i].numbers();
+      for (size_t j = 0; j < numbers.size(); ++j) out += text(j ? ", " : "", numbers[j]);
+      out += "]";
+    }
     out += "]";
   }
   return out + "}";
@@ -91,11 +92,13 @@ void ProductSearch::read(const std::string& json) {
     Choice choice;
     int count = 0;
     for (const Json& entry : list.items()) {
-      const std::vector<Json>& n = entry.items();
-      if (n.size() != 3 || count == kProducts) break;
-      const Variant v{static_cast<int>(n[0].integer()), static_cast<int>(n[1].integer()), static_cast<int>(n[2].integer())};
-      if (!v.exists() || (count > 0 && v.library() != choice[0].library())) break;  // cuBLASLt's all or none
-      choice[count++] = v;
+      if (count == kProducts) break;
+      std::vector<int> numbers;
+      for (const Json& n : entry.items()) numbers.push_back(static_cast<int>(n.integer()));
+      const std::optional<Variant> v = Variant::from(numbers);
+      if (!v || !v->exists(format_, sizes_[count].boxes)) break;
+      if (count > 0 && v->library() != choice[0].library()) break;  // cuBLASLt's all or none
+      choice[count++] = *v;
     }
     if (count == kProducts) choices_[std::atoi(key.c_str())] = choice;
   }

@@ -19,22 +19,18 @@ struct ProductSize {
   int boxes;  // 128 bytes of the depth each
 };
 
-// Those of a layer; `box` is the number of values in 128 bytes.
-std::array<ProductSize, kProducts> product_sizes(const Config& config, int box);
-int multiprocessor_count();  // of the current device
-
 class ProductSearch {
  public:
   using Choice = std::array<Variant, kProducts>;
 
-  ProductSearch(const std::array<ProductSize, kProducts>& sizes, int multiprocessors) : sizes_(sizes), multiprocessors_(multiprocessors) {}
+  ProductSearch(const Config& config, Format format);  // for the current device
 
   // What was found for this many rows, or a fair guess.
   Choice at(int rows) const;
   bool found(int rows) const { return choices_.count(row_key(rows)) != 0; }
 
   // Search: `milliseconds` times a pass with what at(rows) returns. `warm`, given, runs a pass with cuBLASLt's products
-  // (Variant::library) untimed, as a library sets itself up at its first call; those are then tried at last.
+  // (Way::library) untimed, as a library sets itself up at its first call; those are then tried at last.
   void run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm = nullptr);
 
   std::string json() const;
@@ -45,6 +41,7 @@ class ProductSearch {
   static int row_key(int rows);
   Variant guess(int rows, const ProductSize& size) const;
 
+  Format format_;
   std::array<ProductSize, kProducts> sizes_;
   int multiprocessors_;
   std::map<int, Choice> choices_;  // by row_key

@@ -61,9 +61,22 @@ def forced(variant: list[int]) -> str:
     return json.dumps({str(key): [variant] * 4 for key in keys})
 
 
+# cuBLASLt, the persistent kernel, the one for few rows: numbers as in Variant (product_sm90.h).
+WAYS = [
+    [0, 1, 1],
+    [256, 1, 2],
+    [256, 1, 4],
+    [128, 64, 1, 0],
+    [128, 48, 2, 0, 2, 1, 2, 1, 1],
+    [64, 64, 2, 0, 1, 2, 1, 0],
+    [128, 128, 2, 0, 2, 2],
+    [192, 96, 2, 1, 1, 1, 1],
+]
+
+
 @pytest.mark.skipif(built.capability() != 90, reason="needs a Hopper GPU")
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("variant", [[0, 1, 1], [64, 1, 1], [64, 2, 2], [128, 1, 1], [256, 1, 2], [256, 1, 4]], ids=str)
+@pytest.mark.parametrize("variant", WAYS, ids=str)
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
 def test_every_way_to_run_the_products(config, weights, tmp_path: Path, activation: str, variant: list[int], graph: bool) -> None:
     config = replace(config, activation=activation)

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Host side of the Hopper products: tensor maps, and which ways of cutting a product are worth timing.
+// Host side of the Hopper products: tensor maps, variants as numbers, and which of them are worth timing.
 #include "product_sm90.h"
 
 #include <cuda.h>
+
+#include <algorithm>
+
+#include "product_few.h"
 
 namespace bert {
 
@@ -30,40 +34,121 @@ CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns,
 }
 
 BoxMaps::BoxMaps(const void* matrix, Format format, int rows, int columns) {
-  for (int i = 0; i < 4; ++i) maps_[i] = matrix_map(matrix, format, rows, columns, kHeights[i]);
+  for (size_t i = 0; i < std::size(kHeights); ++i) maps_[i] = matrix_map(matrix, format, rows, columns, kHeights[i]);
 }
 
 const CUtensorMap& BoxMaps::of(int box_rows) const {
-  for (int i = 0; i < 4; ++i) {
-    if (kHeights[i] == box_rows) return maps_[i];
-  }
-  fail("there is no tensor map with boxes of ", box_rows, " rows");
+  const auto* found = std::find(std::begin(kHeights), std::end(kHeights), box_rows);
+  if (found == std::end(kHeights)) fail("there is no tensor map with boxes of ", box_rows, " rows");
+  return maps_[found - std::begin(kHeights)];
 }
 
-std::vector<Variant> variants(int rows, int columns, int boxes, int multiprocessors) {
-  std::vector<Variant> list;
-  const int row_tiles = ceil_div(rows, kRowBox);
+std::vector<int> Variant::numbers() const {
+  if (way == Way::library) return {0, 1, 1};
+  if (way == Way::persistent) return {256, 1, share};
+  return {tile_rows, tile_columns, split, half_sums, share, pair, resident, early, prefetch};
+}
+
+std::optional<Variant> Variant::from(const std::vector<int>& n) {
+  if (n == std::vector<int>{0, 1, 1}) return of_library();
+  if (n.size() == 3 && n[0] == 256 && n[1] == 1) return persistent_of(n[2]);
+  Variant v;
+  int* const members[] = {&v.tile_rows, &v.tile_columns, &v.split, &v.half_sums, &v.share, &v.pair, &v.resident, &v.early, &v.prefetch};
+  if (n.size() < 4 || n.size() > std::size(members)) return {};  // three numbers: an older version's tiles
+  for (size_t i = 0; i < n.size(); ++i) *members[i] = n[i];
+  return v;
+}
+
+Cut cut_of(const Variant& v) { return {v.tile_rows, v.tile_columns, v.split, v.half_sums != 0}; }
+
+bool Variant::exists(Format format, int boxes) const {
+  if (library()) return format == Format::half;
+  if (way == Way::persistent) return share == 2 || share == 4;
+  const auto among = [](int x, std::initializer_list<int> list) { return std::find(list.begin(), list.end(), x) != list.end(); };
+  const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
+  if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;
+  if (!among(share, {1, 2, 4}) || !among(pair, {1, 2}) || share + pair > 5 || split * share * pair > 8) return false;
+  if (!among(resident, {1, 2}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || input_rows() < 32 || box_rows() < 32) return false;
+  return split <= boxes && few_launch(*this, boxes).stages > 0;
+}
+
+FewLaunch few_launch(const Variant& v, int boxes) {
+  const Cut c = cut_of(v);
+  const int count = ceil_div(boxes, c.split), room = (v.resident == 2 ? 113 : 227) * 1024 - c.side_bytes();
+  const int apart = std::min(count, (room - c.received_bytes()) / c.stage_bytes()), over = std::min(count, room / c.stage_bytes());
+  // The price of reuse is one more barrier of the cluster, so only for want of stages.
+  const bool reuse = c.split > 1 && apart < std::min(count, 4) && over > apart && over * c.stage_bytes() >= c.received_bytes();
+  const int stages = std::min(reuse ? over : apart, kMaxStages);
+  return {v.share, v.pair, v.early, stages < std::min(count, 2) ? 0 : stages, reuse};
+}
+
+namespace {
+
+// Estimated us. An H200 gives 7 TB/s from its L2; a multiprocessor takes in 110 bytes/ns, sends 28, and multiplies at 1.9 GHz.
+// 2.1 us for the launch, the first box and the epilogue. Multicast earns less than it saves: measured, half.
+double estimate(const Variant& v, int rows, int columns, int boxes, int multiprocessors) {
+  const Cut c = cut_of(v);
+  const FewLaunch launch = few_launch(v, boxes);
+  const int blocks = ceil_div(rows, c.rows) * ceil_div(columns, c.columns) * c.split, count = ceil_div(boxes, c.split);
+  const int at_once = v.split * v.share * v.pair >= 4 ? multiprocessors / 8 * 8 : multiprocessors;  // clusters stay within a part of the chip
+  const double waves = ceil_div(blocks, at_once * v.resident), beside = std::min(v.resident, ceil_div(blocks, at_once));
+  const double bytes = count * kLineBytes, in = bytes * (c.rows + c.columns), l2 = bytes * (c.rows / v.share + c.columns / v.pair);
+  const double multiply = count * 4 * (c.rows / 64) * std::max(c.columns / 2.0, 16 + c.columns / 4.0) / 1.9e3;
+  const double stream = std::max({(l2 + in) / 2 * blocks / waves / 7e6, in * beside / 110e3, multiply * beside});
+  const double sent = c.received_bytes() * (c.split - 1.0) / c.split;
+  return 2.1 + waves * stream + waves * beside * sent / 28e3 + (c.split > 1 ? 0.3 : 0) + 0.2 * launch.reuse + 0.3 * (waves - 1);
+}
+
+}  // namespace
+
+std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors) {
   // Many rows: the persistent kernel, or its nearest rival. A search through the rest would only cost time.
-  if (rows > 4096) return {{256, 1, 2}, {256, 1, 4}, {128, 1, 1}};
-  for (const int tile_columns : {64, 96, 128}) {
-    const int column_tiles = ceil_div(columns, tile_columns), tiles = row_tiles * column_tiles;
-    for (const int split : {1, 2, 4, 8}) {
-      for (const int share : {1, 2}) {  // 4 exists and was never the fastest
-        const Variant v{tile_columns, split, share};
-        if (!v.exists() || split > boxes || share > column_tiles) continue;
-        // Splitting pays only while the blocks fit on the machine at once (two a multiprocessor); 16 waves never do.
-        if (tiles * split > (split > 1 ? 2 : 16) * multiprocessors) continue;
-        if (tiles * split * 8 < multiprocessors) continue;  // nor does an eighth of the machine
-        list.push_back(v);
+  const Variant pair_of_persistent[] = {Variant::persistent_of(2), Variant::persistent_of(4)};
+  if (rows > 4096) return {pair_of_persistent[0], pair_of_persistent[1], {Way::few, 128, 128, 1}};
+  std::vector<std::pair<double, Variant>> alone, shared;
+  const auto consider = [&](const Cut& c) {
+    const int row_tiles = ceil_div(rows, c.rows), column_tiles = ceil_div(columns, c.columns);
+    for (const int share : {1, 2, 4}) {
+      for (const int pair : {1, 2}) {
+        // Half of the shared memory where that holds half of the boxes or saves a wave; the other way is a refinement.
+        Variant v{Way::few, c.rows, c.columns, c.split, c.half_sums, share, pair};
+        if (share > column_tiles || row_tiles % pair != 0) continue;
+        const int count = ceil_div(boxes, c.split), stages = few_launch(v, boxes).stages;
+        const bool one_wave = row_tiles * column_tiles * c.split <= multiprocessors;
+        if (stages < (one_wave ? ceil_div(count, 2) : std::min(count, 3))) v.resident = 1;
+        if (!v.exists(format, boxes)) continue;
+        (share * pair == 1 ? alone : shared).push_back({estimate(v, rows, columns, boxes, multiprocessors), v});
       }
     }
+  };
+  if (format == Format::half) {
+    for (const Cut& c : kHalfCuts) consider(c);
+  } else {
+    for (const Cut& c : kEightBitCuts) consider(c);
   }
-  if (row_tiles > 1 && row_tiles * ceil_div(columns, 256) * 4 >= multiprocessors) list.insert(list.end(), {{256, 1, 2}, {256, 1, 4}});
+  std::vector<Variant> list;
+  const auto take = [&](std::vector<std::pair<double, Variant>>& from, size_t most) {
+    std::stable_sort(from.begin(), from.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (size_t i = 0; i < std::min(most, from.size()); ++i) list.push_back(from[i].second);
+  };
+  const bool many = rows > 8 * kRowBox;
+  take(alone, many ? 3 : 10);
+  take(shared, many ? 2 : 4);
+  if (rows > kRowBox && ceil_div(rows, kRowBox) * ceil_div(columns, 256) * 4 >= multiprocessors) {
+    list.insert(list.end(), std::begin(pair_of_persistent), std::end(pair_of_persistent));
+  }
   return list;
 }
 
-void prepare_products() {
-  prepare_product_split();
+std::vector<Variant> refinements(const Variant& variant) {
+  if (variant.way != Way::few) return {};
+  Variant fetching = variant, late = variant, other = variant;
+  fetching.prefetch = 1, late.early = 0, other.resident = 3 - variant.resident;
+  return {fetching, late, other};
+}
+
+void prepare_products(Format format) {
+  prepare_product_few(format);
   prepare_product_persistent();
 }
 

@@ -16,7 +16,7 @@
 #include <cuda.h>
 #include <cuda_fp16.h>
 
-#include <string>
+#include <optional>
 #include <vector>
 
 #include "embedding.h"
@@ -47,34 +47,50 @@ struct Product {
   RowStats out_stats;      // only for Epilogue::residual in FP16
   const float* scale = nullptr;  // (columns,) 8 bits: what a sum of stored values is multiplied by
   float inverse_scale = 1;       // 8-bit output: stored value / value
-  int share = 1;                 // Variant::share, set at the launch
+  const void* next = nullptr;    // weights of the product after this one, for Variant::prefetch
+  unsigned next_bytes = 0;       // a multiple of 16
+
+  template <class Operand>
+  void read_next(const Operand& o, Format format) {
+    next = o.weights, next_bytes = static_cast<unsigned>(static_cast<size_t>(o.columns) * o.depth * bytes_of(format));
+  }
 };
 
-constexpr int kRowBox = 128;  // rows of a tile
+constexpr int kRowBox = 128;         // rows that a choice of variants is made for together
+constexpr int kNarrowestTile = 48;   // columns; a row has statistics for at most as many tiles as of these
 
-// One way to cut a product over the machine.
+enum class Way { few, persistent, library };  // product_few_sm90.cuh, product_persistent_sm90.cu, cuBLASLt for all products of a layer
+
+// One way to run a product.
 struct Variant {
-  int tile_columns = 64;  // 64, 96, 128: tiles of 128 rows. 256: the persistent kernel. 0: cuBLASLt, for all products of a layer
-  int split = 1;          // 1, 2, 4, 8 blocks share the depth of a tile of 64 columns
-  int share = 1;          // 1, 2, 4 neighbouring tiles fetch their input together; split * share is at most 8.
-                          // Persistent kernel: 2 or 4 blocks of a cluster fetch their weights together
+  Way way = Way::few;
+  int tile_rows = 128, tile_columns = 64;
+  int split = 1;       // blocks that share the depth of a tile
+  int half_sums = 0;   // they send each other their sums in FP16
+  int share = 1;       // neighbouring tiles that fetch their input together. Persistent kernel: blocks that fetch their weights together
+  int pair = 1;        // tiles, one below the other, that fetch their weights together
+  int resident = 2;    // blocks of a multiprocessor: 2 get half of its shared memory each
+  int early = 1;       // the next kernel may start before the products, not after them
+  int prefetch = 0;    // bring the next product's weights into the L2 cache
 
-  bool library() const { return tile_columns == 0; }
-  bool persistent() const { return tile_columns == 256; }
-  int box_rows() const { return persistent() ? 256 / share : tile_columns; }   // of the weights' tensor map
-  int input_rows() const { return persistent() ? 64 : kRowBox / share; }       // of the activations'
-  bool exists() const {
-    const auto power = [](int n, int most) { return n == 1 || n == 2 || (n == 4 && most >= 4) || (n == 8 && most >= 8); };
-    if (library()) return split == 1 && share == 1;
-    if (persistent()) return split == 1 && (share == 2 || share == 4);
-    if (!power(split, 8) || !power(share, 4) || split * share > 8) return false;
-    return tile_columns == 64 || (split == 1 && (tile_columns == 96 || tile_columns == 128));
-  }
-  std::string name() const { return text(tile_columns, "/", split, "/", share); }
+  static Variant persistent_of(int share) { return {Way::persistent, 64, 256, 1, 0, share}; }
+  static Variant of_library() { return {Way::library, 0, 0}; }
+  bool library() const { return way == Way::library; }
+  int input_rows() const { return way == Way::persistent ? tile_rows : tile_rows / share; }            // of the activations' tensor map
+  int box_rows() const { return way == Way::persistent ? tile_columns / share : tile_columns / pair; }  // of the weights'
+
+  // As numbers, for JSON: [0, 1, 1] is the library, [256, 1, share] the persistent kernel, the rest in the order of the members
+  // from tile_rows on; at least the first four of them are given.
+  std::vector<int> numbers() const;
+  static std::optional<Variant> from(const std::vector<int>& numbers);  // nothing for what does not exist
+  bool exists(Format format, int boxes) const;                          // boxes: 128 bytes of the depth each
+  bool operator==(const Variant& other) const { return numbers() == other.numbers(); }
 };
 
 // Variants worth timing for a product of this size.
-std::vector<Variant> variants(int rows, int columns, int boxes, int multiprocessors);  // boxes: 128 bytes of the depth each
+std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors);
+// What to try of the best of them, always as many; some may not exist.
+std::vector<Variant> refinements(const Variant& variant);
 
 // A tensor map over a row-major matrix: boxes of `box_rows` rows by `box_bytes` (128 or 64), swizzled over that width.
 CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes = 128);
@@ -87,26 +103,26 @@ class BoxMaps {
   const CUtensorMap& of(int box_rows) const;
 
  private:
-  static constexpr int kHeights[] = {32, 64, 96, 128};
-  CUtensorMap maps_[4];
+  static constexpr int kHeights[] = {32, 48, 64, 96, 128, 192, 256};
+  CUtensorMap maps_[sizeof kHeights / sizeof *kHeights];
 };
 
-// Once per device, before the first launch.
-void prepare_products();
-void prepare_product_split();
+// Before the first launch of a format, on each device.
+void prepare_products(Format format);
+void prepare_product_few(Format format);
 void prepare_product_persistent();
 
-void product_split(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
-                   const Product& product, int rows);
+void product_few(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+                 const Product& product, int rows);
 void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                         const CUtensorMap& weights, const Product& product, int rows);
 
 inline void product_sm90(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                          const CUtensorMap& weights, const Product& product, int rows) {
-  if (variant.persistent()) {
+  if (variant.way == Way::persistent) {
     product_persistent(stream, variant, format, epilogue, input, weights, product, rows);
   } else {
-    product_split(stream, variant, format, epilogue, input, weights, product, rows);
+    product_few(stream, variant, format, epilogue, input, weights, product, rows);
   }
 }
 

@@ -77,6 +77,16 @@ __device__ inline void load_box_multicast(void* destination, const CUtensorMap* 
       : "memory");
 }
 
+// Plain bytes, a multiple of 16 on both sides: into shared memory, counted at `barrier`; or into the L2 cache and no further.
+__device__ inline void load_bytes(void* destination, const void* source, unsigned bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(destination)), "l"(source),
+               "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+__device__ inline void prefetch_bytes(const void* source, unsigned bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+}
+
 // --- clusters ---
 
 __device__ inline unsigned cluster_rank() {
@@ -98,13 +108,22 @@ __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.align
 // Make ordinary stores to shared memory visible to the copy engine (and the tensor cores).
 __device__ inline void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// Copy `bytes` of this block's shared memory to the same kind of place in another block, counted at that block's barrier.
-__device__ inline void send(void* remote_destination, const void* source, unsigned bytes, uint64_t* remote_barrier, unsigned rank) {
-  asm volatile(
-      "{\n.reg .b32 to, at;\nmapa.shared::cluster.u32 to, %0, %4;\nmapa.shared::cluster.u32 at, %3, %4;\n"
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%1], %2, [at];\n}" ::"r"(shared_address(remote_destination)),
-      "r"(shared_address(source)), "r"(bytes), "r"(shared_address(remote_barrier)), "r"(rank)
-      : "memory");
+// The address of the same place in another block's shared memory.
+__device__ inline uint32_t in_block(uint32_t address, unsigned rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+
+// Store registers in another block's shared memory, counted at a barrier of that block; both addresses from in_block.
+__device__ inline void send(uint32_t to, uint32_t barrier, const uint32_t (&v)[4]) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to), "r"(v[0]), "r"(v[1]),
+               "r"(v[2]), "r"(v[3]), "r"(barrier)
+               : "memory");
+}
+__device__ inline void send(uint32_t to, uint32_t barrier, const uint32_t (&v)[2]) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(barrier)
+               : "memory");
 }
 
 // A barrier of `threads` threads of the block; `id` 1 to 15 (0 is __syncthreads).

@@ -56,6 +56,7 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
 // The operand lists of the instruction, as text and as constraints; undefined again below.
 #define BERT_TEXT16 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BERT_TEXT24 BERT_TEXT16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define BERT_TEXT32 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -79,6 +80,7 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define BERT_D8(C, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
 #define BERT_D16(C, i) BERT_D8(C, i), BERT_D8(C, i + 8)
+#define BERT_D24(C, i) BERT_D16(C, i), BERT_D8(C, i + 16)
 #define BERT_D32(C, i) BERT_D16(C, i), BERT_D16(C, i + 16)
 #define BERT_D48(C, i) BERT_D32(C, i), BERT_D16(C, i + 32)
 #define BERT_D64(C, i) BERT_D32(C, i), BERT_D32(C, i + 32)
@@ -98,6 +100,7 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
   BERT_MULTIPLY(kN, H, Format::fp8, "+f", "k32.f32.e4m3.e4m3", ", 1, 1", A, B, P)                    \
   BERT_MULTIPLY(kN, H, Format::int8, "+r", "k32.s32.s8.s8", "", A, B, P)
 
+BERT_MULTIPLY_ALL(48, 24, "24", "25", "26")
 BERT_MULTIPLY_ALL(64, 32, "32", "33", "34")
 BERT_MULTIPLY_ALL(96, 48, "48", "49", "50")
 BERT_MULTIPLY_ALL(128, 64, "64", "65", "66")
@@ -120,11 +123,13 @@ BERT_MULTIPLY_REGISTERS(64, 32, true, "1", "32", "33", "34", "35", "36", "37")
 #undef BERT_MULTIPLY
 #undef BERT_D8
 #undef BERT_D16
+#undef BERT_D24
 #undef BERT_D32
 #undef BERT_D48
 #undef BERT_D64
 #undef BERT_D128
 #undef BERT_TEXT16
+#undef BERT_TEXT24
 #undef BERT_TEXT32
 #undef BERT_TEXT48
 #undef BERT_TEXT64

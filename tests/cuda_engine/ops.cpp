@@ -3,6 +3,7 @@
 // Outputs are poisoned with NaN before each launch, so that an element nobody wrote shows.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
@@ -84,14 +85,16 @@ float time_ms(int repeats, F&& f) {
   return samples[2] / repeats;
 }
 
-// Input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
+// numbers: a Variant; input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
 // as bytes, out_stats (rows, tiles * 2), ms.
-py::tuple product(int tile_columns, int split, int share, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
+py::tuple product(const std::vector<int>& numbers, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
                   const Float& bias, const Float& factor, const Float& stats, int width, float eps, const Half& residual, float inverse_scale, int repeats) {
   const Format operands = static_cast<Format>(format);
   const int rows = static_cast<int>(input.shape(0)), depth = static_cast<int>(input.shape(1)), columns = static_cast<int>(weights.shape(0));
-  const Variant variant{tile_columns, split, share};
-  const int out_tiles = ceil_div(columns, tile_columns);
+  const std::optional<Variant> given = Variant::from(numbers);
+  if (!given) fail("these numbers are no variant");
+  const Variant variant = *given;
+  const int out_tiles = ceil_div(columns, variant.tile_columns);
   auto d_input = bytes_to_device(input), d_weights = bytes_to_device(weights);
   auto d_residual = to_device<__half>(residual);
   auto d_scale = to_device<float>(scale), d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
@@ -101,11 +104,12 @@ py::tuple product(int tile_columns, int split, int share, int format, int epilog
   const bool narrow = epilogue >= static_cast<int>(Epilogue::gelu_tanh);
   auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * columns * (narrow ? 1 : 2));
   auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
-  prepare_products();
+  prepare_products(operands);
   const CUtensorMap input_map = matrix_map(d_input.data(), operands, rows, depth, variant.input_rows());
   const CUtensorMap weights_map = matrix_map(d_weights.data(), operands, columns, depth, variant.box_rows());
-  const Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
-                  eps, d_residual.data(), {out_stats.data(), out_tiles, tile_columns}, d_scale.data(), inverse_scale};
+  Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
+                  eps, d_residual.data(), {out_stats.data(), out_tiles, variant.tile_columns}, d_scale.data(), inverse_scale};
+  p.next = d_weights.data(), p.next_bytes = static_cast<unsigned>(d_weights.bytes());  // something to prefetch
   CUDA_CHECK(cudaDeviceSynchronize());
   const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows); };
   float ms = 0;

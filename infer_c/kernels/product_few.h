@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The product for few rows: which kernels are compiled, and how a launch of one lays out its shared memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "product_sm90.h"
+
+namespace bert {
+
+constexpr int kLineBytes = 128;  // of a box's row: the swizzle's width; 64 halves or 128 values of 8 bits
+constexpr int kMaxStages = 16;
+
+// A tile, and how many blocks share its depth.
+struct Cut {
+  int rows, columns, split;
+  bool half_sums = false;  // Variant::half_sums
+
+  __host__ __device__ constexpr bool operator==(const Cut& o) const {
+    return rows == o.rows && columns == o.columns && split == o.split && half_sums == o.half_sums;
+  }
+  __host__ __device__ constexpr int stage_bytes() const { return (rows + columns) * kLineBytes; }
+  // Sums of all blocks that one of them receives: of 1 / split of the tile, from each.
+  __host__ __device__ constexpr int received_bytes() const { return split > 1 ? rows * columns * (half_sums ? 2 : 4) : 0; }
+  // Scale, bias and factor of the columns, and the barriers.
+  __host__ __device__ constexpr int side_bytes() const { return 3 * columns * 4 + (2 * kMaxStages + 1) * 8; }
+};
+
+// FP16: narrow tiles and much splitting for 128 rows, wide tiles for 1,024.
+inline constexpr Cut kHalfCuts[] = {
+    {64, 48, 4},        {64, 64, 1},   {64, 64, 2},        {64, 64, 4},   {64, 96, 1},
+    {128, 48, 2},       {128, 48, 4},  {128, 64, 1},       {128, 64, 2},  {128, 64, 4, true},
+    {128, 96, 1},       {128, 96, 2},  {128, 96, 4, true}, {128, 128, 1}, {128, 128, 2},  {128, 128, 4, true},
+    {192, 64, 2},       {192, 96, 1},  {192, 96, 2, true}, {192, 128, 1}, {192, 128, 2, true},
+    {256, 64, 2},       {256, 96, 1},  {256, 128, 1},
+};
+// 8 bits: half as many boxes, so less splitting.
+inline constexpr Cut kEightBitCuts[] = {
+    {64, 64, 2},  {128, 48, 2},  {128, 48, 4},  {128, 64, 1}, {128, 64, 2},  {128, 64, 4},  {128, 96, 1},
+    {128, 96, 2}, {128, 128, 1}, {128, 128, 2}, {192, 96, 1}, {192, 128, 1}, {256, 128, 1},
+};
+
+template <Format kFormat>
+constexpr auto& few_cuts() {
+  if constexpr (kFormat == Format::half) {
+    return kHalfCuts;
+  } else {
+    return kEightBitCuts;
+  }
+}
+
+// What a launch decides beside the Cut.
+struct FewLaunch {
+  int share, pair, early;
+  int stages;  // of the ring; 0: the variant does not fit
+  int reuse;   // received sums take the place of the stages
+};
+
+Cut cut_of(const Variant& variant);
+FewLaunch few_launch(const Variant& variant, int boxes);
+
+using FewKernel = void (*)(CUtensorMap, CUtensorMap, Product, FewLaunch);
+
+// The kernel of a Cut; nullptr where there is none. Each pair of format and epilogue is a source file of its own (product_few.cu.in).
+template <Format kFormat, Epilogue kEpilogue>
+FewKernel few_kernel(const Cut& cut);
+
+}  // namespace bert

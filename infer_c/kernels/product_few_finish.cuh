@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// Second half of the few-rows product: the blocks of a tile send each other their sums, and each finishes its share of the rows.
+#pragma once
+
+#include "product_epilogue.cuh"
+#include "product_few.h"
+#include "wgmma.cuh"
+
+namespace bert::few {
+
+template <int kTileRows, int kTileColumns, int kParts, bool kHalf>
+struct Shape {
+  static constexpr Cut kCut{kTileRows, kTileColumns, kParts, kHalf};
+  static constexpr int kRows = kTileRows, kTile = kTileColumns, kSplit = kParts;
+  static constexpr bool kHalfSums = kHalf;
+  static constexpr int kStageBytes = kCut.stage_bytes(), kReceivedBytes = kCut.received_bytes(), kSideBytes = 3 * kTile * 4;
+  static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups, kThreads = (kWarps + 1) * kWarp;
+  static constexpr int kFragments = kWarps / kSplit;  // of 16 rows, finished by each block
+  static_assert(kWarps % kSplit == 0 && kWarp % kSplit == 0);
+  static constexpr int kVector = kHalfSums ? 8 : 16;  // bytes of 4 sums
+  static constexpr int kChunks = kTile / 8;           // of 8 columns
+  static constexpr int kSlotBytes = kFragments * kChunks * kWarp * kVector;
+  static constexpr int kLanes = kWarp / kSplit;                   // of a sender's warp whose sums one warp finishes
+  static constexpr int kUnits = (kChunks + kSplit - 1) / kSplit;  // chunks that a lane finishes
+  static constexpr int kRowLanes = 4 * kSplit;                    // lanes that hold a row
+  static constexpr int kHeld = kSplit == 4 ? 2 : 16 / kRowLanes;  // statistics of a row that a lane fetches ahead
+  // Two blocks a multiprocessor, so that the next kernel's can be there early, where the registers suffice.
+  static constexpr int blocks(bool residual) {
+    const int needed = kTile / 2 + (residual && kUnits > 4 ? 2 * kUnits : 0) + 28;
+    const int warps_a_quarter = (2 * (kWarps + 1) + 3) / 4, registers = 16384 / kWarp / warps_a_quarter / 8 * 8;
+    return needed <= registers ? 2 : 1;
+  }
+};
+
+// A lane's share of the finished tile: kUnits chunks of two rows. Before the exchange the lane `source` of a sender's warp held them.
+template <class S>
+struct Share {
+  int rows[2], end;  // of the matrix
+  int fragment, source, first_chunk;
+  int first_column, columns, quad, odd, row_lane;
+
+  __device__ Share(int warp, int lane, int rank, int first_row, int end, int first_column, int columns)
+      : end(end), fragment(warp / S::kSplit), first_column(first_column), columns(columns), quad(lane % 4), odd(lane & 1) {
+    source = warp % S::kSplit * S::kLanes + lane % S::kLanes;
+    first_chunk = lane / S::kLanes * S::kUnits;
+    rows[0] = first_row + (rank * S::kFragments + fragment) * 16 + source / 4, rows[1] = rows[0] + 8;
+    row_lane = quad + 4 * (lane / S::kLanes);
+  }
+  __device__ bool real(int u) const { return first_chunk + u < S::kChunks && first_column + 8 * (first_chunk + u) < columns; }
+  __device__ bool real(int r, int u) const { return rows[r] < end && real(u); }
+  __device__ int chunk(int u) const { return min(first_chunk + u, S::kChunks - 1); }
+  // Columns of chunks u and u + 1 as they lie in memory: 4 in a row a lane; of a last chunk without a partner 2.
+  __device__ int column_of_two(int u) const { return first_column + 8 * (first_chunk + u + odd) + 2 * (quad & 2); }
+  __device__ int column_of_one(int u) const { return first_column + 8 * (first_chunk + u) + 2 * quad; }
+};
+
+// Spreads the reading lanes of a warp over the banks.
+template <class S>
+__device__ inline int bank_mix(int chunk) {
+  return chunk / S::kUnits * S::kLanes * S::kVector & 127;
+}
+
+// Two neighbouring lanes exchange halves: from (2 of 8 columns, 2 of the next 8) in each to 4 columns in a row in each, and back.
+__device__ inline void swap_halves(uint32_t& a, uint32_t& b, int odd) {
+  const uint32_t got = __shfl_xor_sync(~0u, odd ? a : b, 1);
+  if (odd) {
+    a = got;
+  } else {
+    b = got;
+  }
+}
+
+template <class S>
+__device__ inline void load_residual(uint32_t (&residual)[2][S::kUnits], const Product& p, const Share<S>& my) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const __half* from = p.residual + static_cast<size_t>(my.rows[r]) * p.columns;
+#pragma unroll
+    for (int u = 0; u < S::kUnits; u += 2) {
+      if (u + 1 < S::kUnits) {
+        const uint2 x = my.real(r, u + my.odd) ? __ldcg(reinterpret_cast<const uint2*>(from + my.column_of_two(u))) : uint2{};
+        residual[r][u] = x.x, residual[r][u + 1] = x.y;
+      } else {
+        residual[r][u] = my.real(r, u) ? __ldcg(reinterpret_cast<const uint32_t*>(from + my.column_of_one(u))) : 0u;
+      }
+    }
+  }
+}
+
+// Statistics of both rows, each tile of them by one of the lanes that hold the row.
+template <class S>
+__device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int i = 0; i < S::kHeld; ++i) {
+      const int tile = my.row_lane + i * S::kRowLanes;
+      if (tile < stats.tiles) held[r][i] = __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile);
+    }
+  }
+}
+
+template <class S>
+__device__ inline Norm combine_stats(const float2 (&held)[S::kHeld], const RowStats& stats, int row, int row_lane, int wide, float eps) {
+  float number = 0, mean = 0, squares = 0;
+  const auto add = [&](int tile, float2 value) {
+    if (tile < stats.tiles) merge(number, mean, squares, value, static_cast<float>(min(stats.width, wide - tile * stats.width)));
+  };
+#pragma unroll
+  for (int i = 0; i < S::kHeld; ++i) add(row_lane + i * S::kRowLanes, held[i]);
+  for (int tile = row_lane + S::kHeld * S::kRowLanes; tile < stats.tiles; tile += S::kRowLanes) {
+    add(tile, __ldcg(stats.data + static_cast<size_t>(row) * stats.tiles + tile));
+  }
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    if (step >= 4 && step < S::kLanes) continue;  // other rows
+    const float other = __shfl_xor_sync(~0u, number, step);
+    const float2 tile{__shfl_xor_sync(~0u, mean, step), __shfl_xor_sync(~0u, squares, step)};
+    const float total = number + other, weight = total > 0.f ? __fdividef(other, total) : 0.f, delta = tile.x - mean;
+    mean += delta * weight;
+    squares += tile.y + delta * delta * number * weight;
+    number = total;
+  }
+  return {mean, rsqrtf(squares / wide + eps)};
+}
+
+// A warp's sums go to the block that finishes its rows: straight from the registers, counted at that block's barrier `complete`.
+template <class S, class Sum>
+__device__ inline void send_sums(const Sum (&acc)[S::kTile / 2], char* received, uint64_t* complete, int warp, int lane, int rank, unsigned receiver) {
+  const int owner = warp / S::kFragments;
+  const uint32_t to = sm90::shared_address(received) + (rank * S::kFragments + warp % S::kFragments) * S::kChunks * kWarp * S::kVector;
+  const uint32_t remote = sm90::in_block(to, receiver), barrier = sm90::in_block(sm90::shared_address(complete), receiver);
+#pragma unroll
+  for (int j = 0; j < S::kChunks; ++j) {
+    const int at = j * kWarp * S::kVector + ((lane * S::kVector) ^ bank_mix<S>(j));
+    uint32_t v[S::kVector / 4];
+    if constexpr (S::kHalfSums) {
+      v[0] = narrow_pair<Format::half>(acc[4 * j], acc[4 * j + 1]), v[1] = narrow_pair<Format::half>(acc[4 * j + 2], acc[4 * j + 3]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = reinterpret_cast<const uint32_t&>(acc[4 * j + i]);
+    }
+    if (owner != rank) {
+      sm90::send(remote + at, barrier, v);
+    } else if constexpr (S::kHalfSums) {
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to + at), "r"(v[0]), "r"(v[1]) : "memory");
+    } else {
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+    }
+  }
+  if (owner == rank) {
+    __syncwarp();
+    if (lane == 0) sm90::arrive(complete);
+  }
+}
+
+// Add what all blocks sent up.
+template <class S, class Sum>
+__device__ inline void add_received(Sum (&v)[S::kUnits][4], const char* received, const Share<S>& my) {
+#pragma unroll
+  for (int u = 0; u < S::kUnits; ++u) {
+    const int j = my.chunk(u);
+    const char* at = received + (my.fragment * S::kChunks + j) * kWarp * S::kVector + ((my.source * S::kVector) ^ bank_mix<S>(j));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[u][i] = 0;
+#pragma unroll
+    for (int k = 0; k < S::kSplit; ++k) {
+      if constexpr (S::kHalfSums) {
+        const uint2 x = *reinterpret_cast<const uint2*>(at + k * S::kSlotBytes);
+        const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(x.x)), f1 = __half22float2(reinterpret_cast<const __half2&>(x.y));
+        v[u][0] += f0.x, v[u][1] += f0.y, v[u][2] += f1.x, v[u][3] += f1.y;
+      } else {
+        const uint4 x = *reinterpret_cast<const uint4*>(at + k * S::kSlotBytes);
+        v[u][0] += reinterpret_cast<const Sum&>(x.x), v[u][1] += reinterpret_cast<const Sum&>(x.y);
+        v[u][2] += reinterpret_cast<const Sum&>(x.z), v[u][3] += reinterpret_cast<const Sum&>(x.w);
+      }
+    }
+  }
+}
+
+// Epilogue of the lane's share: `v` are whole sums, `side` the scales, biases and factors of the tile's columns.
+template <class S, Format kFormat, Epilogue kEpilogue, class Sum>
+__device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t (&residual)[2][S::kUnits], const Norm (&norms)[2], const char* side,
+                                    const Product& p, const Share<S>& my, int column_tile) {
+  constexpr Format kOut = kOutFormat<kFormat, kEpilogue>;
+  constexpr int kUnits = S::kUnits;
+  float sums[2] = {0, 0};
+  float kept[kUnits][4];  // as stored, for the statistics
+#pragma unroll
+  for (int u = 0; u < kUnits; u += 2) {
+    const int units = u + 1 < kUnits ? 2 : 1;
+    uint32_t out[2][2] = {}, x[2][2] = {};
+    if constexpr (kEpilogue == Epilogue::residual) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        x[r][0] = residual[r][u];
+        if (units == 2) {
+          x[r][1] = residual[r][u + 1 < kUnits ? u + 1 : u];
+          swap_halves(x[r][0], x[r][1], my.odd);
+        }
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < units; ++h) {
+      const int at = 8 * my.chunk(u + h) + 2 * my.quad, w = u + h < kUnits ? u + h : u;
+      const float2 bias = reinterpret_cast<const float2*>(side + 4 * S::kTile)[at / 2];
+      float2 scale{}, factor{};
+      if (kFormat != Format::half) scale = reinterpret_cast<const float2*>(side)[at / 2];
+      if (has_norms(kEpilogue)) factor = reinterpret_cast<const float2*>(side + 8 * S::kTile)[at / 2];
+      const Column left{scale.x, bias.x, factor.x}, right{scale.y, bias.y, factor.y};
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float2 old = __half22float2(reinterpret_cast<const __half2&>(x[r][h]));
+        const auto two = narrow_pair<kOut>(finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
+                                           finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
+        out[r][h] = two;
+        if constexpr (kWritesStats<kFormat, kEpilogue>) {
+          const float2 y = __half22float2(reinterpret_cast<const __half2&>(two));
+          kept[w][2 * r] = y.x, kept[w][2 * r + 1] = y.y;
+          if (my.real(u + h)) sums[r] += y.x + y.y;
+        }
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      Stored<kOut>* to = static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(my.rows[r]) * p.columns;
+      if (units == 2) {
+        swap_halves(out[r][0], out[r][1], my.odd);
+        if (!my.real(r, u + my.odd)) continue;
+        if constexpr (kOut == Format::half) {
+          *reinterpret_cast<uint2*>(to + my.column_of_two(u)) = make_uint2(out[r][0], out[r][1]);
+        } else {
+          *reinterpret_cast<uint32_t*>(to + my.column_of_two(u)) = out[r][0] | out[r][1] << 16;
+        }
+      } else if (my.real(r, u)) {
+        *reinterpret_cast<Pair<kOut>*>(to + my.column_of_one(u)) = static_cast<Pair<kOut>>(out[r][0]);
+      }
+    }
+  }
+  if constexpr (kWritesStats<kFormat, kEpilogue>) {
+    const int width = min(S::kTile, p.columns - my.first_column);
+    const auto over_row = [&](float x) {
+#pragma unroll
+      for (int step = 1; step < kWarp; step *= 2) {
+        if (step < 4 || step >= S::kLanes) x += __shfl_xor_sync(~0u, x, step);
+      }
+      return x;
+    };
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float mean = over_row(sums[r]) / width;
+      float squares = 0;
+#pragma unroll
+      for (int u = 0; u < kUnits; ++u) {
+        const float d0 = kept[u][2 * r] - mean, d1 = kept[u][2 * r + 1] - mean;
+        if (my.real(u)) squares += d0 * d0 + d1 * d1;
+      }
+      squares = over_row(squares);
+      if (my.row_lane == 0 && my.rows[r] < my.end && width > 0) {
+        p.out_stats.data[static_cast<size_t>(my.rows[r]) * p.out_stats.tiles + column_tile] = make_float2(mean, squares);
+      }
+    }
+  }
+}
+
+}  // namespace bert::few
