@@ -89,6 +89,8 @@ def test_logits(config, weights, tmp_path: Path, precision: str, variant: list[i
     keys = [*range(128, 1025, 128), 2048, 4096, 8192]
     choices = json.dumps({str(key): [variant] * 4 for key in keys}) if variant else ""
     e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, precision), enable_graph=graph, choices=choices)
+    if variant:
+        assert [kept[: len(variant)] for kept in json.loads(e.choices())["128"]] == [variant] * 4
     for lengths in ([17], MIXED):
         batch = random_batch(lengths, config.vocab_size)
         assert relative_error(run(e, batch), simulation(config, weights, precision)(batch)) <= 5e-2

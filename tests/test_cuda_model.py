@@ -81,12 +81,22 @@ WAYS = [
 def test_every_way_to_run_the_products(config, weights, tmp_path: Path, activation: str, variant: list[int], graph: bool) -> None:
     config = replace(config, activation=activation)
     e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), enable_graph=graph, choices=forced(variant))
+    assert [kept[: len(variant)] for kept in json.loads(e.choices())["128"]] == [variant] * 4
     for lengths in ([17], [1, 127, 129, 384]):
         batch = random_batch(lengths, config.vocab_size)
         key = (activation, len(lengths))
         if key not in EXPECTED:  # NumPy's erf takes seconds
             EXPECTED[key] = Reference(config, weights)(batch)
         assert relative_error(run(e, batch), EXPECTED[key]) <= 1e-3
+
+
+@pytest.mark.skipif(built.capability() != 90, reason="needs a Hopper GPU")
+@pytest.mark.parametrize("variant", [[64, 2, 2], [128, 64, 3, 0], [128, 64, 8, 0], [256, 1, 3]], ids=str)
+def test_ways_that_do_not_exist_are_searched_again(config, weights, tmp_path: Path, variant: list[int]) -> None:
+    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), choices=forced(variant))
+    assert json.loads(e.choices()) == {}
+    run(e, random_batch([17], config.vocab_size))
+    assert list(json.loads(e.choices())) == ["128"]
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
