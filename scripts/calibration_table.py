@@ -68,8 +68,6 @@ def models(config: BertConfig, weights: Weights, tokenizer: FullTokenizer) -> It
         plain = Weights(weights.tensors, ranges)
         for precision in ("int8", "fp8"):
             yield f"{precision.upper()}, calibrated, {percentile:g} %", simulation(config, plain, precision)
-    yield "INT8, the model's own ranges, -iln", simulation(config, weights, "int8", residual_8bit=True)
-    yield "FP8, calibrated, 100 %, -iln", simulation(config, plain, "fp8", residual_8bit=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
