@@ -56,7 +56,7 @@ HALF_VARIANTS = [
     (256, 64, 2, 0, 1, 1, 1),
     (256, 96, 1, 0, 4, 1, 1, 0),
 ]
-EIGHT_BIT_VARIANTS = [*EITHER, (128, 64, 4, 0, 1, 2)]
+EIGHT_BIT_VARIANTS = [*EITHER, (128, 64, 4, 0, 1, 2), (512, 1, 1)]
 SIZES = [(1, 384, 384), (17, 1152, 384), (127, 96, 1008), (128, 3072, 1024), (129, 1024, 4096), (300, 784, 208), (515, 2304, 768)]
 # The persistent kernel walks over several tiles a block only where there are many.
 MANY_ROWS = [(4500, 784, 208), (20001, 528, 400)]
@@ -67,7 +67,8 @@ def sizes(variant: tuple[int, ...], epilogue: str, box: int) -> list[tuple[int, 
     persistent = len(variant) == 3
     split = 1 if persistent else variant[2]
     many = persistent and "erf" not in epilogue
-    return [size for size in SIZES + MANY_ROWS * many if split <= -(-size[2] // box)]
+    deepest = 1024 if variant[0] == 512 else 4096  # the kernel with resident weights has room for no more
+    return [size for size in SIZES + MANY_ROWS * many if split <= -(-size[2] // box) and size[2] <= deepest]
 
 
 @pytest.mark.parametrize("epilogue", ["norm", "norm_gelu_tanh", "norm_gelu_erf", "residual"])

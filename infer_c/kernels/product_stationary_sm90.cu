@@ -220,8 +220,8 @@ Kernel kernel_of(Format format, Epilogue epilogue) {
 
 }  // namespace
 
-bool product_stationary_fits(Format format, int columns, int depth, int multiprocessors) {
-  return format != Format::half && depth <= kMostBoxes * kDepth && ceil_div(columns, kCluster * kTile) <= multiprocessors / kCluster;
+bool product_stationary_fits(Format format, int columns, int boxes, int multiprocessors) {
+  return format != Format::half && boxes <= kMostBoxes && ceil_div(columns, kCluster * kTile) <= multiprocessors / kCluster;
 }
 
 void prepare_product_stationary() {
@@ -232,8 +232,17 @@ void prepare_product_stationary() {
   }
 }
 
-void product_stationary(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& product,
-                        int multiprocessors) {
+void product_stationary(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
+                        const Product& product) {
+  static const int multiprocessors = [] {
+    int device = 0, count = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  }();
+  if (!product_stationary_fits(format, product.columns, ceil_div(product.depth, kDepth), multiprocessors)) {
+    fail("the product with resident weights does not fit ", product.columns, " columns of depth ", product.depth, " on ", multiprocessors, " multiprocessors");
+  }
   launch(stream, {dim3(multiprocessors / kCluster * kCluster), dim3(kThreads), sizeof(Shared), kCluster, true}, kernel_of(format, epilogue), input, weights,
          product);
 }
