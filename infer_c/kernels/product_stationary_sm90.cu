@@ -16,7 +16,7 @@ constexpr int kRows = 64, kTile = 128;  // of a warpgroup's turn
 constexpr int kGroups = 4, kGroupWarps = 4, kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds, two fetch side values
-constexpr int kFeederRegisters = 56, kConsumerRegisters = 112;  // 128 x 56 + 512 x 112 = 64,512 of 65,536
+constexpr int kFeederRegisters = 64, kConsumerRegisters = 104;  // 128 x 64 + 512 x 104 = 640 x 96, what the launch allots
 constexpr int kAhead = 1;  // chunks of the residual that are under way
 
 constexpr int kDepth = 128;      // columns of a box, its row of 128 bytes
