@@ -29,8 +29,7 @@ SIZES = {  # columns, depth, epilogue in FP16, epilogue in 8 bits (product_sm90.
 }
 FORMATS = {"fp16": 0, "int8": 1, "fp8": 2}
 MANY = [(256, 1, 2), (256, 1, 4)]  # variants, as build/perf --algorithms takes them
-MANY_EIGHT_BIT = [*MANY, (512, 1, 1)]
-FEW = [(128, 64, 1, 0), (128, 64, 2, 0), (128, 48, 4, 0), (128, 96, 2, 0, 1, 1, 1), (128, 128, 2, 0, 2), (192, 128, 1, 0, 1, 1, 1)]
+FEW = [(128, 64, 1, 0), (128, 64, 2, 0), (128, 48, 4, 0), (128, 96, 2, 0, 1, 1, 1), (128, 128, 2, 0, 2)]
 
 
 def main() -> None:
@@ -78,9 +77,7 @@ def times(ops: Any, torch: Any, model: str, name: str, rows: int) -> list[float]
 
     def ours(precision: str, operands: list[np.ndarray]) -> float:
         box = 64 if precision == "fp16" else 128
-        many = rows > 1024
-        listed = (MANY if precision == "fp16" else MANY_EIGHT_BIT) if many else FEW
-        ways = [v for v in listed if (v[0] != 512 or depth <= 1024) and (many or v[2] <= depth // box)]
+        ways = MANY if rows > 1024 else [v for v in FEW if v[2] <= depth // box]
         number = epilogue if precision == "fp16" else epilogue8
         fixed = (FORMATS[precision], number, *operands, vector, vector, vector, stats, depth, 1e-12, residual, 20.0, repeats(rows))
         return 1e3 * min(ops.product(list(way), *fixed)[2] for way in ways)

@@ -43,15 +43,10 @@ const CUtensorMap& BoxMaps::of(int box_rows) const {
   return maps_[found - std::begin(kHeights)];
 }
 
-int Variant::input_rows() const {
-  if (way == Way::stationary) return tile_rows / 2;  // two blocks of a cluster fetch half each
-  return way == Way::persistent ? tile_rows : tile_rows / share;
-}
-
+int Variant::input_rows() const { return way == Way::persistent ? tile_rows : tile_rows / share; }
 int Variant::box_rows() const { return way == Way::persistent ? tile_columns / share : tile_columns / pair; }
 
 std::vector<int> Variant::numbers() const {
-  if (way == Way::stationary) return {512, 1, 1};
   if (way == Way::library) return {0, 1, 1};
   if (way == Way::persistent) return {256, 1, share};
   return {tile_rows, tile_columns, split, half_sums, share, pair, resident, early, prefetch};
@@ -59,7 +54,6 @@ std::vector<int> Variant::numbers() const {
 
 std::optional<Variant> Variant::from(const std::vector<int>& n) {
   if (n == std::vector<int>{0, 1, 1}) return of_library();
-  if (n == std::vector<int>{512, 1, 1}) return stationary();
   if (n.size() == 3 && n[0] == 256 && n[1] == 1) return persistent_of(n[2]);
   Variant v;
   int* const members[] = {&v.tile_rows, &v.tile_columns, &v.split, &v.half_sums, &v.share, &v.pair, &v.resident, &v.early, &v.prefetch};
@@ -73,7 +67,6 @@ Cut cut_of(const Variant& v) { return {v.tile_rows, v.tile_columns, v.split, v.h
 bool Variant::exists(Format format, int boxes) const {
   if (library()) return format == Format::half;
   if (way == Way::persistent) return share == 2 || share == 4;
-  if (way == Way::stationary) return product_stationary_fits(format, 1, boxes, 2);
   const auto among = [](int x, std::initializer_list<int> list) { return std::find(list.begin(), list.end(), x) != list.end(); };
   const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
   if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;
@@ -112,11 +105,12 @@ double estimate(const Variant& v, int rows, int columns, int boxes, int multipro
 }  // namespace
 
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors) {
-  // Many rows: the kernels made for them, or their nearest rival. A search through the rest would only cost time.
+  // Many rows: the persistent kernel, in FP16 also its nearest rival. A search through the rest would only cost time. In 8 bits it is
+  // the only one from 1,024 rows on: passes with others among the candidates did not end (docs/kernels.md), and none had been faster.
+  const bool half = format == Format::half;
   std::vector<Variant> for_many = {Variant::persistent_of(2), Variant::persistent_of(4)};
-  if (product_stationary_fits(format, columns, boxes, multiprocessors)) for_many.push_back(Variant::stationary());
-  if (rows > 4096) {
-    for_many.push_back({Way::few, 128, 128, 1});
+  if (rows > (half ? 4096 : 8 * kRowBox)) {
+    if (half) for_many.push_back({Way::few, 128, 128, 1});
     return for_many;
   }
   std::vector<std::pair<double, Variant>> alone, shared;
@@ -135,7 +129,7 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
       }
     }
   };
-  if (format == Format::half) {
+  if (half) {
     for (const Cut& c : kHalfCuts) consider(c);
   } else {
     for (const Cut& c : kEightBitCuts) consider(c);
@@ -147,7 +141,7 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
   };
   const bool many = rows > 8 * kRowBox;
   take(alone, many ? 3 : 10);
-  take(shared, many ? 2 : 4);
+  if (half || rows <= kRowBox) take(shared, many ? 2 : 4);  // in 8 bits clusters of several tiles have run in passes of 128 rows only
   if (rows > kRowBox && ceil_div(rows, kRowBox) * ceil_div(columns, 256) * 4 >= multiprocessors) {
     list.insert(list.end(), for_many.begin(), for_many.end());
   }
@@ -164,7 +158,6 @@ std::vector<Variant> refinements(const Variant& variant) {
 void prepare_products(Format format) {
   prepare_product_few(format);
   prepare_product_persistent();
-  if (format != Format::half) prepare_product_stationary();
 }
 
 }  // namespace bert

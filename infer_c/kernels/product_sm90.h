@@ -59,8 +59,8 @@ struct Product {
 constexpr int kRowBox = 128;         // rows that a choice of variants is made for together
 constexpr int kNarrowestTile = 48;   // columns; a row has statistics for at most as many tiles as of these
 
-// product_few_sm90.cuh, product_persistent_sm90.cu, product_stationary_sm90.cu, cuBLASLt for all products of a layer
-enum class Way { few, persistent, stationary, library };
+// product_few_sm90.cuh, product_persistent_sm90.cu, cuBLASLt for all products of a layer
+enum class Way { few, persistent, library };
 
 // One way to run a product.
 struct Variant {
@@ -75,14 +75,13 @@ struct Variant {
   int prefetch = 0;    // bring the next product's weights into the L2 cache
 
   static Variant persistent_of(int share) { return {Way::persistent, 64, 256, 1, 0, share}; }
-  static Variant stationary() { return {Way::stationary, 64, 128}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'
 
-  // As numbers, for JSON: [0, 1, 1] is the library, [256, 1, share] the persistent kernel, [512, 1, 1] the one with
-  // resident weights, the rest in the order of the members from tile_rows on; at least the first four of them are given.
+  // As numbers, for JSON: [0, 1, 1] is the library, [256, 1, share] the persistent kernel, the rest in the order of the members
+  // from tile_rows on; at least the first four of them are given.
   std::vector<int> numbers() const;
   static std::optional<Variant> from(const std::vector<int>& numbers);  // nothing for what does not exist
   bool exists(Format format, int boxes) const;                          // boxes: 128 bytes of the depth each
@@ -113,23 +112,16 @@ class BoxMaps {
 void prepare_products(Format format);
 void prepare_product_few(Format format);
 void prepare_product_persistent();
-void prepare_product_stationary();
 
 void product_few(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
                  const Product& product, int rows);
 void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                         const CUtensorMap& weights, const Product& product, int rows);
 
-// 8 bits, a depth of at most 1,024.
-void product_stationary(cudaStream_t stream, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights, const Product& product);
-bool product_stationary_fits(Format format, int columns, int boxes, int multiprocessors);
-
 inline void product_sm90(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                          const CUtensorMap& weights, const Product& product, int rows) {
   if (variant.way == Way::persistent) {
     product_persistent(stream, variant, format, epilogue, input, weights, product, rows);
-  } else if (variant.way == Way::stationary) {
-    product_stationary(stream, format, epilogue, input, weights, product);
   } else {
     product_few(stream, variant, format, epilogue, input, weights, product, rows);
   }
