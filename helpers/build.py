@@ -11,8 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from helpers import __version__, backends, verify
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
@@ -172,9 +170,8 @@ def with_ranges(
         raise UsageError(f"--calib-percentile {percentile} is out of range; give 50 to 100")
     kernels = {name: amax for name, amax in weights.ranges.items() if name.endswith("_kernel_amax")}
     if args.random_weights is not None:
-        log(f"ranges: measured on random ids, and {calibrator.RANDOM_WIDTH} times as wide, as a trained model's are")
-        measured = calibrator.measure(config, weights, calibrator.random_batches(config, length), percentile)
-        ranges = {name: amax * np.float32(calibrator.RANDOM_WIDTH) for name, amax in measured.items()}
+        log("ranges: measured on random ids")
+        ranges = calibrator.measure(config, weights, calibrator.random_batches(config, length), percentile)
         return Weights(weights.tensors, {**kernels, **ranges}, weights.source)
     if tokenizer is None:
         raise UsageError("calibration needs the model's vocabulary; give vocab.txt with -v/--vocab-file")

@@ -86,12 +86,6 @@ def text_batches(squad_json: str | Path, tokenizer: FullTokenizer, count: int, s
     return batches
 
 
-# Ranges of random weights are this many times as wide as measured. A trained model has a few values far from the rest: its INT8
-# codes have a standard deviation of 7 to 19 (the repository's model), those of tight ranges around random values 29; and 8-bit
-# products of small numbers draw less power, which is what limits a GPU under load.
-RANDOM_WIDTH = 3
-
-
 def random_batches(config: BertConfig, sequence_length: int) -> list[Batch]:
     """Return one sequence of random ids: calibration for random weights, which no text could fit better."""
     return [random_batch([sequence_length], config.vocab_size, 0)]

@@ -135,7 +135,7 @@ def average(found: dict[Key, Row], key: Key) -> float | None:
 def milliseconds(found: dict[Key, Row], at: tuple[str, int, int], precision: str, engine: str, column: str = "avg_ms") -> str:
     """Return a time with three digits; nothing where it is not measured."""
     row = found.get((*at, precision, engine))
-    if row is None:
+    if row is None or not row[column]:
         return ""
     value = float(row[column])
     return f"{value:.{3 if value < 2 else 2 if value < 20 else 1}f}"
