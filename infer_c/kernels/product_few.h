@@ -34,10 +34,10 @@ inline constexpr Cut kHalfCuts[] = {
     {192, 64, 2},       {192, 96, 1},  {192, 96, 2, true}, {192, 128, 1}, {192, 128, 2, true},
     {256, 64, 2},       {256, 96, 1},  {256, 128, 1},
 };
-// 8 bits: half as many boxes, so less splitting. No tile of more than 128 rows: none has run in a whole pass yet.
+// 8 bits: half as many boxes, so less splitting.
 inline constexpr Cut kEightBitCuts[] = {
     {64, 64, 2},  {128, 48, 2},  {128, 48, 4},  {128, 64, 1}, {128, 64, 2},  {128, 64, 4},  {128, 96, 1},
-    {128, 96, 2}, {128, 128, 1}, {128, 128, 2},
+    {128, 96, 2}, {128, 128, 1}, {128, 128, 2}, {192, 96, 1}, {192, 128, 1}, {256, 128, 1},
 };
 
 template <Format kFormat>

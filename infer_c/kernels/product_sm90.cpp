@@ -105,8 +105,7 @@ double estimate(const Variant& v, int rows, int columns, int boxes, int multipro
 }  // namespace
 
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors) {
-  // Many rows: the persistent kernel, in FP16 also its nearest rival. A search through the rest would only cost time. In 8 bits it is
-  // the only one from 1,024 rows on: passes with others among the candidates did not end (docs/kernels.md), and none had been faster.
+  // Many rows: the persistent kernel, in FP16 also its nearest rival. A search through the rest would only cost time.
   const bool half = format == Format::half;
   std::vector<Variant> for_many = {Variant::persistent_of(2), Variant::persistent_of(4)};
   if (rows > (half ? 4096 : 8 * kRowBox)) {
@@ -141,7 +140,7 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
   };
   const bool many = rows > 8 * kRowBox;
   take(alone, many ? 3 : 10);
-  if (half || rows <= kRowBox) take(shared, many ? 2 : 4);  // in 8 bits clusters of several tiles have run in passes of 128 rows only
+  take(shared, many ? 2 : 4);
   if (rows > kRowBox && ceil_div(rows, kRowBox) * ceil_div(columns, 256) * 4 >= multiprocessors) {
     list.insert(list.end(), for_many.begin(), for_many.end());
   }
