@@ -59,7 +59,7 @@ class GraphBuilder:
         bias = self.constant(f"{name}_bias", np.concatenate([self.weights[f"{part}_bias"] for part in names]) * factors)
         if self.int8:
             x = self.quantised(x, f"{names[0]}_input_amax", True)
-            amax = np.concatenate([kernel_amax(self.weights, part) for part in names]) * factors
+            amax = np.concatenate([self.weights.kernel_amax(part) for part in names]) * factors
             scale = self.constant(f"{name}_kernel_scale", amax / 127)
             zero = self.constant(f"{name}_kernel_zero", np.zeros(len(amax), np.int8))
             rounded = np.clip(np.rint(kernel / (amax / 127)[:, None]), -127, 127).astype(np.int8)
@@ -145,11 +145,3 @@ class GraphBuilder:
             list(self.initializers.values()),
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10, producer_name="demobert")
-
-
-def kernel_amax(weights: Weights, product: str) -> np.ndarray:
-    """Return the range of every output row of a kernel, (out,): the stored ones, or the rows' own largest values."""
-    kernel = weights[f"{product}_kernel"]
-    own = np.abs(kernel).max(1)
-    stored = weights.ranges.get(f"{product}_kernel_amax", own)
-    return np.maximum(np.broadcast_to(stored, own.shape), 1e-12).astype(np.float32)

@@ -47,7 +47,7 @@ def packed_tensors(
             if eight_bit is None:
                 tensors[f"{name}_kernel"] = _narrowed(f"{name}_kernel", kernel, dtype)  # (out, in)
                 continue
-            amax = np.concatenate([kernel_amax(weights, f"l{layer}_{part}") for part in parts])
+            amax = np.concatenate([weights.kernel_amax(f"l{layer}_{part}") for part in parts])
             scale = amax / np.float32(LIMITS[eight_bit])  # (out,)
             input_scale = np.array([input_amax(weights, layer, product)], np.float32) / np.float32(LIMITS[eight_bit])
             tensors[f"{name}_kernel"] = encode(kernel / scale[:, None], eight_bit)
@@ -66,13 +66,6 @@ def _narrowed(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     return narrow
 
 
-def kernel_amax(weights: Weights, product: str) -> np.ndarray:
-    """Return the range of every output row of a kernel, float32 (out,): the stored ones, or the rows' own largest values."""
-    own = np.abs(weights[f"{product}_kernel"]).max(1)
-    stored = weights.ranges.get(f"{product}_kernel_amax", own)
-    return np.maximum(np.broadcast_to(stored, own.shape), 1e-12).astype(np.float32)  # a row of zeros has no range
-
-
 def input_amax(weights: Weights, layer: int, product: str) -> float:
     """Return the range of what a product reads; query, key and value read one tensor, so the largest of their three counts."""
     return max(weights.range(f"l{layer}_{part}_input_amax") for part in PRODUCTS[product])
@@ -89,5 +82,5 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Ref
             amax = np.asarray(input_amax(weights, layer, product), np.float32)
             for part in parts:
                 ranges[f"l{layer}_{part}_input_amax"] = amax
-                ranges[f"l{layer}_{part}_kernel_amax"] = kernel_amax(weights, f"l{layer}_{part}")
+                ranges[f"l{layer}_{part}_kernel_amax"] = weights.kernel_amax(f"l{layer}_{part}")
     return Reference(config, weights, ranges=ranges, precision=precision)

@@ -43,6 +43,12 @@ class Weights:
             sha.update(array.data)
         return sha.hexdigest()
 
+    def kernel_amax(self, product: str) -> np.ndarray:
+        """Return the range of every output row of a kernel, float32 (out,): the stored ones, or the rows' own largest values."""
+        own = np.abs(self[f"{product}_kernel"]).max(1)
+        stored = self.ranges.get(f"{product}_kernel_amax", own)
+        return np.maximum(np.broadcast_to(stored, own.shape), 1e-12).astype(np.float32)  # a row of zeros has no range
+
     def range(self, name: str) -> float:
         """Return one activation range; raise InputError when the weights have none of that name."""
         if name not in self.ranges:
