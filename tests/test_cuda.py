@@ -28,7 +28,7 @@ from helpers.errors import EngineMismatch, InputError, MissingDependency, UsageE
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
 
-CONFIG = small_config()
+CONFIG = small_config(head_size=32)
 
 
 def write_engine(
@@ -83,6 +83,10 @@ def test_query_key_and_value_lie_in_this_order() -> None:
         ({"num_attention_heads": 1, "hidden_size": 136}, "head sizes to 128"),
         ({"intermediate_size": 136, "asked": {"int8": True}}, "multiple of 16 in int8, not 136; give --fp16 instead of --int8"),
         ({"hidden_size": 40, "asked": {"fp8": True}}, "hidden_size that is a multiple of 16 in fp8, not 40; give --fp16"),
+        (
+            {"num_attention_heads": 1, "hidden_size": 128, "asked": {"int8": True}},
+            "head sizes 32 and 64 and up to 512 tokens, not 128 and 64",
+        ),
     ],
 )
 def test_sizes_beyond_the_kernels_are_refused(tmp_path: Path, changes: dict, word: str) -> None:

@@ -77,6 +77,11 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
             f"the cuda backend runs head sizes to 128 and hidden sizes to 4096, not {config.head_size} and {config.hidden_size}; "
             "use --backend cpu"
         )
+    if eight_bit and (config.head_size not in (32, 64) or max(options.sequence_lengths) > 512):
+        raise UsageError(
+            f"the cuda backend runs {options.precision} with head sizes 32 and 64 and up to 512 tokens, not {config.head_size} and "
+            f"{max(options.sequence_lengths)}; give --fp16 instead of --{options.precision}"
+        )
     from safetensors.numpy import save_file
 
     tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 or eight_bit else np.float32), eight_bit)
