@@ -36,10 +36,8 @@ int round_rows(int rows, int limit) {
 
 class CudaRunner final : public Runner {
  public:
-  CudaRunner(const std::string& path, const RunnerOptions& options) : file_(path), options_(options) {
+  CudaRunner(const std::string& path, const RunnerOptions& options) : file_(path), options_(options), limits_(limits_of(options, file_.info())) {
     const EngineInfo& info = file_.info();
-    const Limits limits(options, info);
-    limits_ = {limits.batch, limits.length};
     const cudaDeviceProp& gpu = gpu_.properties();
     const int capability = gpu_.capability();
     if (capability < 80) fail(gpu.name, " has compute capability ", gpu.major, ".", gpu.minor, "; the cuda backend needs 8.0");
@@ -125,6 +123,10 @@ class CudaRunner final : public Runner {
     unsigned long long last_use;
   };
 
+  static EncoderLimits limits_of(const RunnerOptions& options, const EngineInfo& info) {
+    const Limits limits(options, info);
+    return {limits.batch, limits.length};
+  }
   Inputs inputs() const { return {inputs_.data(), inputs_.data() + 1, inputs_.data() + header_}; }
   Bucket bucket_of(int size, int longest, int tokens) const {
     return {round_batch(size, limits_.max_batch), std::min(limits_.max_length, round_up(longest, 64)), round_rows(tokens, limits_.max_rows())};
@@ -186,7 +188,7 @@ class CudaRunner final : public Runner {
 
   EngineFile file_;
   RunnerOptions options_;
-  EncoderLimits limits_{};
+  EncoderLimits limits_;  // ahead of the GPU: a size that the engine does not take is refused on any machine
   Gpu gpu_;
   TimedStream stream_;
   std::unique_ptr<Encoder> encoder_;
