@@ -131,6 +131,18 @@ def test_one_graph_serves_every_mix_of_lengths(config, weights, tmp_path: Path) 
         assert relative_error(run(e, batch), reference(batch)) <= 1e-3
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_staged_batch_is_timed_again_after_others_have_run(config, weights, tmp_path: Path, graph: bool) -> None:
+    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), enable_graph=graph)
+    few, many = random_batch([40], config.vocab_size), random_batch([512, 300], config.vocab_size)
+    expected = run(e, many)
+    e.stage(few.ids, few.segments, few.cu_seqlens)
+    before = min(e.time_staged() for _ in range(5))
+    assert np.array_equal(run(e, many), expected)
+    assert 0 < min(e.time_staged() for _ in range(5)) < 3 * before  # the 40 tokens, not the 812
+    assert np.array_equal(run(e, many), expected)
+
+
 def test_old_call_takes_rectangles(config, weights, tmp_path: Path) -> None:
     batch = random_batch([5, 20, 13], config.vocab_size)
     ids, segments, mask = batch.pad(24)

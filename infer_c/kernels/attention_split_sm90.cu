@@ -144,8 +144,8 @@ template <int kHead, Format kFormat>
 void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens,
            const AttentionShape& shape) {
   constexpr auto kernel = attention_split_kernel<kHead, kFormat>;
-  static const bool allowed = (allow_shared(kernel, shared_bytes<kHead>(kMaxGroups)), true);
-  (void)allowed;
+  static std::atomic<unsigned long long> allowed{0};
+  allow_shared_once(kernel, shared_bytes<kHead>(kMaxGroups), allowed);
   const int groups = ceil_div(shape.max_seqlen, kKeys);
   Launch launch_shape{dim3(ceil_div(shape.max_seqlen, kTile), shape.heads, shape.batch), dim3(groups * kGroup),
                       shared_bytes<kHead>(groups)};

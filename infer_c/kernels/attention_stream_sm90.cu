@@ -260,8 +260,8 @@ template <int kHead, Format kFormat>
 void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens,
            const AttentionShape& shape, int multiprocessors) {
   constexpr auto kernel = attention_stream_kernel<kHead, kFormat>;
-  static const bool allowed = (allow_shared(kernel, Layout<kHead>::kBytes), true);
-  (void)allowed;
+  static std::atomic<unsigned long long> allowed{0};
+  allow_shared_once(kernel, Layout<kHead>::kBytes, allowed);
   Launch launch_shape{dim3(std::min(shape.heads * shape.batch, multiprocessors)), dim3(kThreads), Layout<kHead>::kBytes};
   launch_shape.overlap = true;
   launch(stream, launch_shape, kernel, map, static_cast<Stored<kFormat>*>(context), inverse_scale, cu_seqlens, shape.batch,

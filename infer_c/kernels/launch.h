@@ -3,6 +3,8 @@
 // programmatic dependent launch). Every launch is checked.
 #pragma once
 
+#include <atomic>
+
 #include "../common.h"
 
 namespace bert {
@@ -43,6 +45,17 @@ void launch(cudaStream_t stream, const Launch& shape, void (*kernel)(Params...),
 template <class Kernel>
 void allow_shared(Kernel* kernel, size_t bytes) {
   CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+// The same once for each device, from a launch; `done` is the kernel's own.
+template <class Kernel>
+void allow_shared_once(Kernel* kernel, size_t bytes, std::atomic<unsigned long long>& done) {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  const unsigned long long bit = 1ull << (device % 64);
+  if (done & bit) return;
+  allow_shared(kernel, bytes);
+  done |= bit;
 }
 
 }  // namespace bert

@@ -6,6 +6,8 @@
 // 80 bytes a cycle and the copy engine writes as many, where 128 are to be had), and, in passes that last, power: 4 blocks draw a
 // third less from the L2 than 2.
 #include <map>
+#include <mutex>
+#include <utility>
 
 #include "launch.h"
 #include "product_tile.cuh"
@@ -213,8 +215,12 @@ Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
 // Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
 // of 2 but fewer than 33 of 4, as a cluster stays within one of the chip's parts of 16 or 18.)
 int clusters_at_once(int cluster) {
-  static std::map<int, int> known;
-  int& count = known[cluster];
+  static std::map<std::pair<int, int>, int> known;  // by device and cluster
+  static std::mutex mutex;
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  std::lock_guard lock(mutex);
+  int& count = known[{device, cluster}];
   if (count == 0) {
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
