@@ -109,8 +109,8 @@ class CudaRunner final : public Runner {
     gpu_.select();
     if (!staged_on_device_) {  // other batches have run since
       ready(staged_);
-      std::memcpy(staging_.data(), staged_inputs_.data(), staged_inputs_.size() * sizeof(int));
-      CUDA_CHECK(cudaMemcpyAsync(inputs_.data(), staging_.data(), staged_inputs_.size() * sizeof(int), cudaMemcpyHostToDevice, stream_));
+      std::copy(staged_inputs_.begin(), staged_inputs_.end(), staging_.data());
+      send(staged_inputs_.size());
       stream_.wait();
       staged_on_device_ = true;
     }
@@ -160,8 +160,11 @@ class CudaRunner final : public Runner {
         triple[2] = j - batch.cu_seqlens[i];
       }
     }
-    CUDA_CHECK(cudaMemcpyAsync(inputs_.data(), host, sizeof(int) * (header_ + 3ull * tokens), cudaMemcpyHostToDevice, stream_));
+    send(header_ + 3ull * tokens);
   }
+
+  // What lies in the staging memory, to the device.
+  void send(size_t ints) { CUDA_CHECK(cudaMemcpyAsync(inputs_.data(), staging_.data(), sizeof(int) * ints, cudaMemcpyHostToDevice, stream_)); }
 
   // A batch that fills a bucket, with random ids: what algorithms are timed on.
   void upload_random(const Bucket& bucket) {

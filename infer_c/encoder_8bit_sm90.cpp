@@ -96,7 +96,7 @@ class EncoderEightBit final : public Encoder {
     }
     // For the statistics; nobody reads the 8 bits.
     quantise_layernorm(stream, format_, sum_[0].data(), last_gamma_, last_beta_, 1.f, normal_.data(), stats[0], in.tokens, rows, hidden, eps);
-    head_of_sum(stream, sum_[0].data(), stats[0], last_gamma_, last_beta_, eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+    head_of_sum(stream, sum_[0].data(), stats[0], last_gamma_, last_beta_, eps, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
   }
 
   size_t weight_bytes() const override { return weights_.bytes(); }
@@ -128,15 +128,14 @@ class EncoderEightBit final : public Encoder {
   BoxMaps input_maps_[kProducts];
   CUtensorMap attention_map_;
   Embeddings<__half> table_{};
-  const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
+  const float *last_gamma_ = nullptr, *last_beta_ = nullptr;
+  HeadWeights head_{weights_, config_.hidden_size};
   std::vector<Layer> layers_;
 };
 
 void EncoderEightBit::load(const EngineFile& file) {
   const int hidden = config_.hidden_size, inner = config_.intermediate_size;
-  table_ = {weights_.matrix<__half>("bert_embeddings_word_embeddings", config_.vocab_size, hidden),
-            weights_.matrix<__half>("bert_embeddings_position_embeddings", config_.max_position_embeddings, hidden),
-            weights_.matrix<__half>("bert_embeddings_token_type_embeddings", config_.type_vocab_size, hidden), nullptr, nullptr};
+  table_ = upload_embeddings<__half>(weights_, config_);
   const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
   const auto operand = [&](const std::string& name, int columns, int depth, bool residual) {
@@ -169,8 +168,6 @@ void EncoderEightBit::load(const EngineFile& file) {
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;
-  head_kernel_ = weights_.vectors("cls_squad_output_weights", 2, hidden);
-  head_bias_ = weights_.vector("cls_squad_output_bias", 2);
   CUDA_CHECK(cudaDeviceSynchronize());
 }
 

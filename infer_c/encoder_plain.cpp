@@ -29,12 +29,9 @@ class EncoderPlain final : public Encoder {
   EncoderPlain(const EngineFile& file, const EncoderLimits& limits)
       : config_(file.info().config), weights_(file), product_(sizeof(T) == 2), buffers_(limits.max_rows(), config_) {
     const int hidden = config_.hidden_size, inner = config_.intermediate_size;
-    table_ = {weights_.matrix<T>("bert_embeddings_word_embeddings", config_.vocab_size, hidden),
-              weights_.matrix<T>("bert_embeddings_position_embeddings", config_.max_position_embeddings, hidden),
-              weights_.matrix<T>("bert_embeddings_token_type_embeddings", config_.type_vocab_size, hidden),
-              weights_.vector("bert_embeddings_layernorm_gamma", hidden), weights_.vector("bert_embeddings_layernorm_beta", hidden)};
-    head_kernel_ = weights_.vectors("cls_squad_output_weights", 2, hidden);
-    head_bias_ = weights_.vector("cls_squad_output_bias", 2);
+    table_ = upload_embeddings<T>(weights_, config_);
+    table_.gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
+    table_.beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
     for (int i = 0; i < config_.num_hidden_layers; ++i) {
       const std::string l = "l" + std::to_string(i) + "_";
       Layer<T> layer{};
@@ -72,7 +69,7 @@ class EncoderPlain final : public Encoder {
       product_.run(stream, LtEpilogue::none, wide, l.down, nullptr, sum, rows, hidden, inner);
       add_layernorm<T>(stream, sum, l.down_bias, x, l.gamma2, l.beta2, x, in.tokens, rows, hidden, config_.layer_norm_eps);
     }
-    head<T>(stream, x, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+    head<T>(stream, x, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
   }
 
   size_t weight_bytes() const override { return weights_.bytes(); }
@@ -97,7 +94,7 @@ class EncoderPlain final : public Encoder {
   ProductLt product_;
   Activations buffers_;
   Embeddings<T> table_{};
-  const float *head_kernel_ = nullptr, *head_bias_ = nullptr;
+  HeadWeights head_{weights_, config_.hidden_size};
   std::vector<Layer<T>> layers_;
 };
 

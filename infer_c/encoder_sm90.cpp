@@ -92,7 +92,7 @@ class EncoderSm90 final : public Encoder {
       run(3, Epilogue::residual, x0, middle, x1, after);
       stats = after;
     }
-    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
   }
 
   size_t weight_bytes() const override { return weights_.bytes(); }
@@ -139,7 +139,7 @@ class EncoderSm90 final : public Encoder {
       library_.run(stream, LtEpilogue::none, inner_.data(), o[3].weights, nullptr, sum, rows, hidden, inner);
       normalise(o[3], x1, x0);
     }
-    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_kernel_, head_bias_, logits, in.tokens, rows, hidden);
+    head_of_sum(stream, x0, stats, last_gamma_, last_beta_, config_.layer_norm_eps, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
   }
 
   void load();
@@ -155,16 +155,15 @@ class EncoderSm90 final : public Encoder {
   bool fast_attention_ = false;
   Embeddings<__half> table_{}, table_normal_{};  // the second normalises and nothing more
   ProductLt library_{true};
-  const float *last_gamma_ = nullptr, *last_beta_ = nullptr, *head_kernel_ = nullptr, *head_bias_ = nullptr;
+  const float *last_gamma_ = nullptr, *last_beta_ = nullptr;
+  HeadWeights head_{weights_, config_.hidden_size};
   std::vector<Layer> layers_;
   ProductSearch search_;
 };
 
 void EncoderSm90::load() {
   const int hidden = config_.hidden_size, inner = config_.intermediate_size;
-  table_ = {weights_.matrix<__half>("bert_embeddings_word_embeddings", config_.vocab_size, hidden),
-            weights_.matrix<__half>("bert_embeddings_position_embeddings", config_.max_position_embeddings, hidden),
-            weights_.matrix<__half>("bert_embeddings_token_type_embeddings", config_.type_vocab_size, hidden), nullptr, nullptr};
+  table_ = upload_embeddings<__half>(weights_, config_);
   const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
 
@@ -202,8 +201,6 @@ void EncoderSm90::load() {
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;
-  head_kernel_ = weights_.vectors("cls_squad_output_weights", 2, hidden);
-  head_bias_ = weights_.vector("cls_squad_output_bias", 2);
   CUDA_CHECK(cudaDeviceSynchronize());
 }
 

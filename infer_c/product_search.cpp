@@ -4,15 +4,13 @@
 #include <cstdlib>
 
 #include "json.h"
+#include "kernels/launch.h"
 
 namespace bert {
 
-ProductSearch::ProductSearch(const Config& config, Format format) : format_(format) {
+ProductSearch::ProductSearch(const Config& config, Format format) : format_(format), multiprocessors_(multiprocessor_count()) {
   const int box = 128 / bytes_of(format), hidden = config.hidden_size, inner = config.intermediate_size, boxes = ceil_div(hidden, box);
   sizes_ = {{{3 * hidden, boxes}, {hidden, boxes}, {inner, boxes}, {hidden, ceil_div(inner, box)}}};
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
 }
 
 // Row counts that share a choice: by whole tiles up to 8, where each tile changes the picture, then by powers of two.

@@ -10,6 +10,7 @@
 
 #include "common.h"
 #include "engine_file.h"
+#include "kernels/embedding.h"
 
 namespace bert {
 
@@ -68,6 +69,22 @@ class Upload {
   const EngineFile& file_;  // only while loading
   std::vector<Buffer<char>> blocks_;
   size_t used_ = 0, bytes_ = 0;
+};
+
+// The embedding tables, without their LayerNorm.
+template <class T>
+Embeddings<T> upload_embeddings(Upload& weights, const Config& config) {
+  const int hidden = config.hidden_size;
+  return {weights.matrix<T>("bert_embeddings_word_embeddings", config.vocab_size, hidden),
+          weights.matrix<T>("bert_embeddings_position_embeddings", config.max_position_embeddings, hidden),
+          weights.matrix<T>("bert_embeddings_token_type_embeddings", config.type_vocab_size, hidden), nullptr, nullptr};
+}
+
+// The SQuAD head.
+struct HeadWeights {
+  const float *kernel, *bias;  // (2, hidden), (2,)
+
+  HeadWeights(Upload& weights, int hidden) : kernel(weights.vectors("cls_squad_output_weights", 2, hidden)), bias(weights.vector("cls_squad_output_bias", 2)) {}
 };
 
 }  // namespace bert

@@ -20,9 +20,7 @@ void attention_sm90(cudaStream_t stream, const CUtensorMap& map, void* context, 
   if (!attention_sm90_fits(shape.head_size, shape.max_seqlen)) {
     fail("the Hopper attention has no kernel for head size ", shape.head_size, " and ", shape.max_seqlen, " tokens");
   }
-  int device = 0, multiprocessors = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  const int multiprocessors = multiprocessor_count();
   // The split kernel wins for as long as its blocks run in two waves. A multiprocessor holds four blocks of one warpgroup, which
   // is what 128 tokens need, and one or two of longer sequences.
   const int64_t blocks = static_cast<int64_t>(shape.batch) * shape.heads * ceil_div(shape.max_seqlen, attention::kTile);

@@ -67,12 +67,7 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   sm90::wait(query_ready, 0);
   sm90::wait(key_ready, 0);
   const uint64_t q_at = sm90::descriptor<2 * kHead>(queries), k_at = sm90::descriptor<2 * kHead>(keys);
-  sm90::pin(s);
-  sm90::multiply_fence();
-#pragma unroll
-  for (int k = 0; k < kHead / 16; ++k) sm90::multiply<kKeys>(s, q_at + 2 * k, k_at + 2 * k, k > 0);
-  sm90::multiply_commit();
-  sm90::pin(s);
+  sm90::multiply_box<kHead / 16, kKeys>(s, q_at, k_at, false);
   sm90::multiply_wait<0>();
   sm90::pin(s);
   if ((group + 1) * kKeys > length) mask(s, length - group * kKeys);

@@ -200,12 +200,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         ready(step);
         const uint64_t q_at = sm90::descriptor<2 * kHead>(space.queries(group, turn));
         const uint64_t k_at = sm90::descriptor<2 * kHead>(space.keys((box + step) % kSlots));
-        sm90::pin(s);
-        sm90::multiply_fence();
-#pragma unroll
-        for (int k = 0; k < kHead / 16; ++k) sm90::multiply<kTile>(s, q_at + 2 * k, k_at + 2 * k, k > 0);
-        sm90::multiply_commit();
-        sm90::pin(s);
+        sm90::multiply_box<kHead / 16, kTile>(s, q_at, k_at, false);
         sm90::multiply_wait<0>();
         sm90::pin(s);
         if (step + 1 == tiles && elected) sm90::arrive(space.query_empty(group, turn));

@@ -99,7 +99,6 @@ __device__ inline float gelu_tanh(float x, float factor = 1.f) {
   return fmaf(half, t, half);
 }
 
-__device__ inline float gelu_tanh_exact(float x) { return 0.5f * x * (1.f + tanhf(0.7978845608028654f * x * (1.f + 0.044715f * x * x))); }
 __device__ inline float gelu_erf(float x) { return 0.5f * x * (1.f + erff(x * 0.7071067811865476f)); }
 
 // Programmatic dependent launch: a kernel may be on the machine before the one ahead of it ends. It must not touch what

@@ -10,7 +10,4 @@ enum class Format { half, int8, fp8 };  // fp8 is E4M3
 
 __host__ __device__ constexpr int bytes_of(Format format) { return format == Format::half ? 2 : 1; }
 
-// The largest magnitude of a format: a tensor with range `amax` is stored as value * limit / amax.
-__host__ __device__ constexpr float limit_of(Format format) { return format == Format::int8 ? 127.f : format == Format::fp8 ? 448.f : 65504.f; }
-
 }  // namespace bert

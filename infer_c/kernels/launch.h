@@ -9,6 +9,18 @@
 
 namespace bert {
 
+inline int current_device() {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+inline int multiprocessor_count() {  // of the current device
+  int count = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, current_device()));
+  return count;
+}
+
 struct Launch {
   dim3 grid;
   dim3 block;
@@ -50,9 +62,7 @@ void allow_shared(Kernel* kernel, size_t bytes) {
 // The same once for each device, from a launch; `done` is the kernel's own.
 template <class Kernel>
 void allow_shared_once(Kernel* kernel, size_t bytes, std::atomic<unsigned long long>& done) {
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  const unsigned long long bit = 1ull << (device % 64);
+  const unsigned long long bit = 1ull << (current_device() % 64);
   if (done & bit) return;
   allow_shared(kernel, bytes);
   done |= bit;

@@ -143,8 +143,7 @@ void start(cudaStream_t stream, const __half* x, const float* gamma, const float
                       : hidden <= 768  ? quantise_layernorm_kernel<kFormat, 3, true>
                       : hidden <= 1024 ? quantise_layernorm_kernel<kFormat, 4, true>
                                        : quantise_layernorm_kernel<kFormat, 16, false>;
-  constexpr int kMostBlocks = 132 * kBlocks;
-  Launch shape{dim3(std::min(ceil_div(rows, kWarps), kMostBlocks)), dim3(kWarps * kWarp)};
+  Launch shape{dim3(std::min(ceil_div(rows, kWarps), multiprocessor_count() * kBlocks)), dim3(kWarps * kWarp)};
   shape.overlap = true;
   launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps);
 }

@@ -114,12 +114,7 @@ __device__ inline Norm combine_stats(const float2 (&held)[S::kHeld], const RowSt
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     if (step >= 4 && step < S::kLanes) continue;  // other rows
-    const float other = __shfl_xor_sync(~0u, number, step);
-    const float2 tile{__shfl_xor_sync(~0u, mean, step), __shfl_xor_sync(~0u, squares, step)};
-    const float total = number + other, weight = total > 0.f ? __fdividef(other, total) : 0.f, delta = tile.x - mean;
-    mean += delta * weight;
-    squares += tile.y + delta * delta * number * weight;
-    number = total;
+    merge_lanes(number, mean, squares, step);
   }
   return {mean, rsqrtf(squares / wide + eps)};
 }

@@ -2,49 +2,25 @@
 // Launches of the few-rows product.
 #include "launch.h"
 #include "product_few.h"
+#include "product_instances.h"
 
 namespace bert {
 
 namespace {
 
-template <Format kFormat>
-FewKernel eight_bit_kernel(Epilogue epilogue, const Cut& cut) {
-  switch (epilogue) {
-    case Epilogue::residual: return few_kernel<kFormat, Epilogue::residual>(cut);
-    case Epilogue::bias: return few_kernel<kFormat, Epilogue::bias>(cut);
-    case Epilogue::gelu_tanh: return few_kernel<kFormat, Epilogue::gelu_tanh>(cut);
-    case Epilogue::gelu_erf: return few_kernel<kFormat, Epilogue::gelu_erf>(cut);
-    default: fail("8-bit products have no folded norm");
-  }
-}
-
 FewKernel kernel_of(Format format, Epilogue epilogue, const Cut& cut) {
-  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue, cut);
-  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue, cut);
-  switch (epilogue) {
-    case Epilogue::norm: return few_kernel<Format::half, Epilogue::norm>(cut);
-    case Epilogue::norm_gelu_tanh: return few_kernel<Format::half, Epilogue::norm_gelu_tanh>(cut);
-    case Epilogue::norm_gelu_erf: return few_kernel<Format::half, Epilogue::norm_gelu_erf>(cut);
-    case Epilogue::residual: return few_kernel<Format::half, Epilogue::residual>(cut);
-    default: fail("FP16 products have their bias in the folded norm");
-  }
-}
-
-template <size_t kCount>
-void prepare(Format format, const Cut (&cuts)[kCount], std::initializer_list<Epilogue> epilogues) {
-  for (const Cut& cut : cuts) {
-    for (const Epilogue epilogue : epilogues) allow_shared(kernel_of(format, epilogue, cut), 227 * 1024);
-  }
+  return product_instance(format, epilogue, [&](auto f, auto e) { return few_kernel<f.value, e.value>(cut); });
 }
 
 }  // namespace
 
 void prepare_product_few(Format format) {
-  if (format == Format::half) {
-    prepare(format, kHalfCuts, {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual});
-  } else {
-    prepare(format, kEightBitCuts, {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual});
-  }
+  for_epilogues(format, [&](Epilogue epilogue) {
+    const auto prepare = [&](const auto& cuts) {
+      for (const Cut& cut : cuts) allow_shared(kernel_of(format, epilogue, cut), 227 * 1024);
+    };
+    format == Format::half ? prepare(kHalfCuts) : prepare(kEightBitCuts);
+  });
 }
 
 void product_few(cudaStream_t stream, const Variant& v, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,

@@ -144,12 +144,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
     const char* b = shared + s * S::kStageBytes + kRows * kLineBytes;
     sm90::wait(full + s, phase);
     const uint64_t da = sm90::descriptor<kLineBytes>(a), db = sm90::descriptor<kLineBytes>(b);
-    sm90::pin(acc);
-    sm90::multiply_fence();
-#pragma unroll
-    for (int k = 0; k < kLineBytes / 32; ++k) sm90::multiply<kTile, kFormat>(acc, da + 2 * k, db + 2 * k, true);  // + 2: 32 bytes
-    sm90::multiply_commit();
-    sm90::pin(acc);
+    sm90::multiply_box<kLineBytes / 32, kTile, kFormat>(acc, da, db, true);
     sm90::multiply_wait<1>();
     // Only what will be filled again: nobody signals a block that may have left.
     if (i > 0 && i - 1 + stages < count) release(before);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "launch.h"
+#include "product_instances.h"
 #include "product_tile.cuh"
 
 namespace bert {
@@ -155,12 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
         const uint64_t a = sm90::descriptor<kRowBytes>(stage), b = sm90::descriptor<kRowBytes>(stage + kInputBytes);
-        sm90::pin(acc);
-        sm90::multiply_fence();
-#pragma unroll
-        for (int k = 0; k < kRowBytes / 32; ++k) sm90::multiply<kTile, kFormat>(acc, a + 2 * k, b + 2 * k, true);  // + 2: 32 bytes
-        sm90::multiply_commit();
-        sm90::pin(acc);
+        sm90::multiply_box<kRowBytes / 32, kTile, kFormat>(acc, a, b, true);
         if (i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
         sm90::multiply_wait<1>();
         if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
@@ -184,32 +180,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-template <Format kFormat, Epilogue kEpilogue>
-Kernel kernel_of(int cluster) {
-  return cluster == 4 ? product_persistent_kernel<kFormat, kEpilogue, 4> : product_persistent_kernel<kFormat, kEpilogue, 2>;
-}
-
-template <Format kFormat>
-Kernel eight_bit_kernel(Epilogue epilogue, int cluster) {
-  switch (epilogue) {
-    case Epilogue::residual: return kernel_of<kFormat, Epilogue::residual>(cluster);
-    case Epilogue::bias: return kernel_of<kFormat, Epilogue::bias>(cluster);
-    case Epilogue::gelu_tanh: return kernel_of<kFormat, Epilogue::gelu_tanh>(cluster);
-    case Epilogue::gelu_erf: return kernel_of<kFormat, Epilogue::gelu_erf>(cluster);
-    default: fail("8-bit products have no folded norm");
-  }
-}
-
 Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
-  if (format == Format::int8) return eight_bit_kernel<Format::int8>(epilogue, cluster);
-  if (format == Format::fp8) return eight_bit_kernel<Format::fp8>(epilogue, cluster);
-  switch (epilogue) {
-    case Epilogue::norm: return kernel_of<Format::half, Epilogue::norm>(cluster);
-    case Epilogue::norm_gelu_tanh: return kernel_of<Format::half, Epilogue::norm_gelu_tanh>(cluster);
-    case Epilogue::norm_gelu_erf: return kernel_of<Format::half, Epilogue::norm_gelu_erf>(cluster);
-    case Epilogue::residual: return kernel_of<Format::half, Epilogue::residual>(cluster);
-    default: fail("FP16 products have their bias in the folded norm");
-  }
+  return product_instance(format, epilogue, [&](auto f, auto e) -> Kernel {
+    return cluster == 4 ? product_persistent_kernel<f.value, e.value, 4> : product_persistent_kernel<f.value, e.value, 2>;
+  });
 }
 
 // Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
@@ -217,10 +191,8 @@ Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
 int clusters_at_once(int cluster) {
   static std::map<std::pair<int, int>, int> known;  // by device and cluster
   static std::mutex mutex;
-  int device = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
   std::lock_guard lock(mutex);
-  int& count = known[{device, cluster}];
+  int& count = known[{current_device(), cluster}];
   if (count == 0) {
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -238,12 +210,8 @@ int clusters_at_once(int cluster) {
 
 void prepare_product_persistent() {
   for (const int cluster : {2, 4}) {
-    for (const Epilogue epilogue : {Epilogue::norm, Epilogue::norm_gelu_tanh, Epilogue::norm_gelu_erf, Epilogue::residual}) {
-      allow_shared(kernel_of(Format::half, epilogue, cluster), kSharedBytes);
-    }
-    for (const Epilogue epilogue : {Epilogue::bias, Epilogue::gelu_tanh, Epilogue::gelu_erf, Epilogue::residual}) {
-      allow_shared(kernel_of(Format::int8, epilogue, cluster), kSharedBytes);
-      allow_shared(kernel_of(Format::fp8, epilogue, cluster), kSharedBytes);
+    for (const Format format : {Format::half, Format::int8, Format::fp8}) {
+      for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, cluster), kSharedBytes); });
     }
     clusters_at_once(cluster);
   }

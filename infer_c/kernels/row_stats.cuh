@@ -20,46 +20,34 @@ __device__ inline void merge(float& count, float& mean, float& squares, float2 t
   count = total;
 }
 
-// Up to eight tiles of a row, those from `first` on in steps of `lanes` that belong to this thread.
-struct TileStats {
-  float2 tiles[8];
-};
-
-__device__ inline TileStats load_stats(const RowStats& stats, int row, int first, int lanes) {
-  TileStats some;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int tile = first + threadIdx.x % lanes + i * lanes;
-    if (tile < stats.tiles) some.tiles[i] = __ldcg(stats.data + static_cast<size_t>(row) * stats.tiles + tile);
-  }
-  return some;
+// What the lane `step` away holds of the same row joins in; either may hold nothing.
+__device__ inline void merge_lanes(float& count, float& mean, float& squares, int step) {
+  const float other = __shfl_xor_sync(~0u, count, step);
+  const float2 tile{__shfl_xor_sync(~0u, mean, step), __shfl_xor_sync(~0u, squares, step)};
+  const float total = count + other, share = total > 0.f ? __fdividef(other, total) : 0.f, delta = tile.x - mean;
+  mean += delta * share;
+  squares += tile.y + delta * delta * count * share;
+  count = total;
 }
 
 // `lanes` neighbouring threads of a warp (a power of two) combine one row, each every lanes-th tile; all get the result.
-// The first eight tiles of each thread are given, the rest (hidden sizes above 1024) are fetched here.
-__device__ inline Norm combine_loaded(const RowStats& stats, TileStats some, int row, int hidden, float eps, int lanes) {
+__device__ inline Norm combine(const RowStats& stats, int row, int hidden, float eps, int lanes) {
   float count = 0, mean = 0, squares = 0;
-  for (int first = 0; first < stats.tiles; first += 8 * lanes) {
-    if (first > 0) some = load_stats(stats, row, first, lanes);
+  for (int first = 0; first < stats.tiles; first += 8 * lanes) {  // eight loads under way at once
+    float2 some[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int tile = first + threadIdx.x % lanes + i * lanes;
-      if (tile < stats.tiles) merge(count, mean, squares, some.tiles[i], static_cast<float>(min(stats.width, hidden - tile * stats.width)));
+      if (tile < stats.tiles) some[i] = __ldcg(stats.data + static_cast<size_t>(row) * stats.tiles + tile);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int tile = first + threadIdx.x % lanes + i * lanes;
+      if (tile < stats.tiles) merge(count, mean, squares, some[i], static_cast<float>(min(stats.width, hidden - tile * stats.width)));
     }
   }
-  for (int step = 1; step < lanes; step *= 2) {
-    const float other = __shfl_xor_sync(~0u, count, step);
-    const float2 tile{__shfl_xor_sync(~0u, mean, step), __shfl_xor_sync(~0u, squares, step)};
-    const float total = count + other, share = total > 0.f ? __fdividef(other, total) : 0.f, delta = tile.x - mean;
-    mean += delta * share;
-    squares += tile.y + delta * delta * count * share;
-    count = total;
-  }
+  for (int step = 1; step < lanes; step *= 2) merge_lanes(count, mean, squares, step);
   return {mean, rsqrtf(squares / hidden + eps)};
-}
-
-__device__ inline Norm combine(const RowStats& stats, int row, int hidden, float eps, int lanes) {
-  return combine_loaded(stats, load_stats(stats, row, 0, lanes), row, hidden, eps, lanes);
 }
 
 }  // namespace bert

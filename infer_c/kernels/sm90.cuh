@@ -95,18 +95,9 @@ __device__ inline unsigned cluster_rank() {
   return rank;
 }
 
-__device__ inline unsigned cluster_size() {
-  unsigned size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-}
-
 // Relaxed: orders no memory, and so needs no fence. Used where only "everybody is here" matters.
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
-
-// Make ordinary stores to shared memory visible to the copy engine (and the tensor cores).
-__device__ inline void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // The address of the same place in another block's shared memory.
 __device__ inline uint32_t in_block(uint32_t address, unsigned rank) {

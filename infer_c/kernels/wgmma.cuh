@@ -135,4 +135,15 @@ BERT_MULTIPLY_REGISTERS(64, 32, true, "1", "32", "33", "34", "35", "36", "37")
 #undef BERT_TEXT64
 #undef BERT_TEXT128
 
+// kSteps multiplications along the depth, as one group: the operands of each lie 32 bytes behind those of the one before.
+template <int kSteps, int kN, Format kFormat = Format::half>
+__device__ inline void multiply_box(Sum<kFormat> (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate) {
+  pin(d);
+  multiply_fence();
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) multiply<kN, kFormat>(d, a + 2 * k, b + 2 * k, accumulate || k > 0);
+  multiply_commit();
+  pin(d);
+}
+
 }  // namespace bert::sm90
