@@ -9,7 +9,6 @@
 #include "kernels/head.h"
 #include "kernels/layernorm.h"
 #include "product_search.h"
-#include "replay.h"
 #include "upload.h"
 
 namespace bert {
@@ -58,9 +57,10 @@ class EncoderEightBit final : public Encoder {
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
     if (search_.found(bucket.rows)) return;
-    forward(stream, in, bucket, logits);  // kernels are loaded at their first launch, which must not happen during capture
+    const auto pass = [&] { forward(stream, in, bucket, logits); };
+    pass();  // kernels are loaded at their first launch, which must not happen during capture
     CUDA_CHECK(cudaStreamSynchronize(stream));
-    search_.run(bucket.rows, [&] { return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); }); });
+    search_.run(stream, bucket.rows, pass, false);
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

@@ -10,7 +10,6 @@
 #include "kernels/layernorm.h"
 #include "kernels/product_lt.h"
 #include "product_search.h"
-#include "replay.h"
 #include "upload.h"
 
 namespace bert {
@@ -59,12 +58,10 @@ class EncoderSm90 final : public Encoder {
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
     if (search_.found(bucket.rows)) return;
-    const auto pass = [&] {
-      forward(stream, in, bucket, logits);
-      CUDA_CHECK(cudaStreamSynchronize(stream));
-    };
+    const auto pass = [&] { forward(stream, in, bucket, logits); };
     pass();  // kernels are loaded at their first launch, which must not happen during capture
-    search_.run(bucket.rows, [&] { return replay_ms(stream, bucket.rows <= 4096 ? 7 : 3, [&] { forward(stream, in, bucket, logits); }); }, pass);
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+    search_.run(stream, bucket.rows, pass, true);
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

@@ -7,6 +7,7 @@
 
 #include "bert_infer.h"
 #include "common.h"
+#include "replay.h"
 
 namespace bert {
 
@@ -55,40 +56,26 @@ struct Limits {
   }
 };
 
-// A stream with the two events that time what is put on it.
+// A stream and what times the work that is put on it.
 class TimedStream {
  public:
-  TimedStream() {
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    CUDA_CHECK(cudaEventCreate(&begin_));
-    CUDA_CHECK(cudaEventCreate(&end_));
-  }
+  TimedStream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
   TimedStream(const TimedStream&) = delete;
   TimedStream& operator=(const TimedStream&) = delete;
   ~TimedStream() {
-    if (begin_) cudaEventDestroy(begin_);
-    if (end_) cudaEventDestroy(end_);
     if (stream_) cudaStreamDestroy(stream_);
   }
 
   operator cudaStream_t() const { return stream_; }
   void wait() const { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
-
-  // Milliseconds of what `enqueue` puts on the stream.
   template <class Enqueue>
   float milliseconds(Enqueue&& enqueue) const {
-    CUDA_CHECK(cudaEventRecord(begin_, stream_));
-    enqueue();
-    CUDA_CHECK(cudaEventRecord(end_, stream_));
-    CUDA_CHECK(cudaEventSynchronize(end_));
-    float ms = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
-    return ms;
+    return watch_.milliseconds(stream_, enqueue);
   }
 
  private:
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  Stopwatch watch_;
 };
 
 }  // namespace bert

@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "product_search.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "json.h"
 #include "kernels/launch.h"
+#include "replay.h"
 
 namespace bert {
+
+namespace {
+
+constexpr int kRounds = 2;
+
+}  // namespace
 
 ProductSearch::ProductSearch(const Config& config, Format format) : format_(format), multiprocessors_(multiprocessor_count()) {
   const int box = 128 / bytes_of(format), hidden = config.hidden_size, inner = config.intermediate_size, boxes = ceil_div(hidden, box);
@@ -35,38 +43,49 @@ Variant ProductSearch::guess(int rows, const ProductSize& size) const {
   return variants(format_, rows, size.columns, size.boxes, multiprocessors_).front();
 }
 
-void ProductSearch::run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm) {
+void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library) {
   const int key = row_key(rows);
   choices_[key] = at(rows);
   Choice& choice = choices_[key];
-  // Each candidate is timed beside what it would replace: in passes of many rows the GPU grows hot and its clock falls, so
-  // that times taken a second apart do not compare.
-  const auto better = [&](const Choice& candidate) {
+  const Stopwatch watch;
+  Replay best(stream, pass);
+  const int runs = std::clamp(static_cast<int>(20 / best.milliseconds(watch)), 3, 9);
+  const auto attempt = [&](const Choice& candidate) {
     const Choice before = choice;
     choice = candidate;
-    const float ms = milliseconds();
-    choice = before;
-    if (ms < milliseconds()) choice = candidate;
+    Replay other(stream, pass);
+    if (faster(other, best, runs, watch)) {
+      best = std::move(other);
+    } else {
+      choice = before;
+    }
   };
-  const auto attempt = [&](int i, const Variant& candidate) {
+  const auto attempt_one = [&](int i, const Variant& candidate) {
     if (candidate == choice[i] || !candidate.exists(format_, sizes_[i].boxes)) return;
     Choice other = choice;
     other[i] = candidate;
-    better(other);
+    attempt(other);
   };
-  for (int i = 0; i < kProducts; ++i) {
-    for (const Variant& candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) attempt(i, candidate);
+  // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again.
+  for (int round = 0; round < (rows <= 8 * kRowBox ? kRounds : 1); ++round) {
+    for (int i = 0; i < kProducts; ++i) {
+      for (Variant candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) {
+        if (round > 0 && candidate.way == Way::few && choice[i].way == Way::few) candidate.early = choice[i].early, candidate.prefetch = choice[i].prefetch;
+        attempt_one(i, candidate);
+      }
+    }
+    for (int i = 0; i < kProducts; ++i) {
+      for (size_t k = 0; k < refinements(choice[i]).size(); ++k) attempt_one(i, refinements(choice[i])[k]);
+    }
   }
-  for (int i = 0; i < kProducts; ++i) {
-    for (size_t k = 0; k < refinements(choice[i]).size(); ++k) attempt(i, refinements(choice[i])[k]);
-  }
-  if (!warm) return;
+  if (!library) return;
   const Choice own = choice;
   choice.fill(Variant::of_library());
-  const Choice library = choice;
-  warm();
+  const Choice all = choice;
+  pass();  // a library sets itself up at its first call, which must not happen during capture
+  CUDA_CHECK(cudaStreamSynchronize(stream));
   choice = own;
-  better(library);
+  attempt(all);
 }
 
 std::string ProductSearch::json() const {

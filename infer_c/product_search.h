@@ -29,9 +29,9 @@ class ProductSearch {
   Choice at(int rows) const;
   bool found(int rows) const { return choices_.count(row_key(rows)) != 0; }
 
-  // Search: `milliseconds` times a pass with what at(rows) returns. `warm`, given, runs a pass with cuBLASLt's products
-  // (Way::library) untimed, as a library sets itself up at its first call; those are then tried at last.
-  void run(int rows, const std::function<float()>& milliseconds, const std::function<void()>& warm = nullptr);
+  // Search: `pass` enqueues a pass with what at(rows) returns; kernels must have been launched once, which loads them. `library`:
+  // try cuBLASLt's products too, last.
+  void run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
 
   std::string json() const;
   // What another version remembered and this one does not know is left out: it is searched again.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -29,28 +30,70 @@ cudaGraphExec_t capture_graph(cudaStream_t stream, Enqueue&& enqueue) {
   return executable;
 }
 
-// Median milliseconds of `runs` replays after one that does not count.
-template <class Enqueue>
-float replay_ms(cudaStream_t stream, int runs, Enqueue&& enqueue) {
-  const cudaGraphExec_t executable = capture_graph(stream, enqueue);
-  cudaEvent_t begin, end;
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
-  std::vector<float> samples;
-  for (int i = 0; i <= runs; ++i) {
-    float ms = 0;
-    CUDA_CHECK(cudaEventRecord(begin, stream));
-    CUDA_CHECK(cudaGraphLaunch(executable, stream));
-    CUDA_CHECK(cudaEventRecord(end, stream));
-    CUDA_CHECK(cudaEventSynchronize(end));
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-    if (i > 0) samples.push_back(ms);
+// Two events that time what lies between them on a stream.
+class Stopwatch {
+ public:
+  Stopwatch() {
+    CUDA_CHECK(cudaEventCreate(&begin_));
+    CUDA_CHECK(cudaEventCreate(&end_));
   }
-  CUDA_CHECK(cudaEventDestroy(begin));
-  CUDA_CHECK(cudaEventDestroy(end));
-  CUDA_CHECK(cudaGraphExecDestroy(executable));
-  std::nth_element(samples.begin(), samples.begin() + runs / 2, samples.end());
-  return samples[runs / 2];
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+  ~Stopwatch() {
+    if (begin_) cudaEventDestroy(begin_);
+    if (end_) cudaEventDestroy(end_);
+  }
+
+  // Milliseconds of what `enqueue` puts on the stream.
+  template <class Enqueue>
+  float milliseconds(cudaStream_t stream, Enqueue&& enqueue) const {
+    CUDA_CHECK(cudaEventRecord(begin_, stream));
+    enqueue();
+    CUDA_CHECK(cudaEventRecord(end_, stream));
+    CUDA_CHECK(cudaEventSynchronize(end_));
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms;
+  }
+
+ private:
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+};
+
+// Captured work, to be replayed and timed.
+class Replay {
+ public:
+  template <class Enqueue>
+  Replay(cudaStream_t stream, Enqueue&& enqueue) : stream_(stream), graph_(capture_graph(stream, enqueue)) {}
+  Replay(Replay&& other) noexcept : stream_(other.stream_), graph_(std::exchange(other.graph_, nullptr)) {}
+  Replay& operator=(Replay&& other) noexcept {
+    std::swap(stream_, other.stream_);
+    std::swap(graph_, other.graph_);
+    return *this;
+  }
+  ~Replay() {
+    if (graph_) cudaGraphExecDestroy(graph_);
+  }
+
+  float milliseconds(const Stopwatch& watch) const {
+    return watch.milliseconds(stream_, [&] { CUDA_CHECK(cudaGraphLaunch(graph_, stream_)); });
+  }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t graph_;
+};
+
+// Whether `a` takes less time than `b`, by the medians of `runs` replays of each, in turns: in passes of many rows the GPU grows
+// hot and its clock falls, so that times taken apart do not compare. One of each, ahead of them, does not count.
+inline bool faster(const Replay& a, const Replay& b, int runs, const Stopwatch& watch) {
+  std::vector<float> times[2];
+  for (int i = 0; i <= runs; ++i) {
+    const float ms[] = {a.milliseconds(watch), b.milliseconds(watch)};
+    for (int k = 0; i > 0 && k < 2; ++k) times[k].push_back(ms[k]);
+  }
+  for (auto& t : times) std::nth_element(t.begin(), t.begin() + runs / 2, t.end());
+  return times[0][runs / 2] < times[1][runs / 2];
 }
 
 }  // namespace bert

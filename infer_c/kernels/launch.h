@@ -31,7 +31,7 @@ struct Launch {
 
 template <class... Params, class... Args>
 void launch(cudaStream_t stream, const Launch& shape, void (*kernel)(Params...), Args&&... args) {
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   cudaLaunchConfig_t config{};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
@@ -50,6 +50,11 @@ void launch(cudaStream_t stream, const Launch& shape, void (*kernel)(Params...),
     attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
     ++config.numAttrs;
   }
+  // All kernels ask for the same division of a multiprocessor's memory into L1 cache and shared memory: it changes only while
+  // nothing runs there, so that neighbours that want different ones could not overlap.
+  attributes[config.numAttrs].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[config.numAttrs].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  ++config.numAttrs;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
 }
 

@@ -22,7 +22,7 @@ constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
-constexpr int kFeederRegisters = 88, kConsumerRegisters = 208;  // 128 x 88 + 256 x 208 = 64,512 of 65,536
+constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;  // 128 x 56 + 256 x 224 = 384 x 168, all the block has: more would never come
 
 constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;

@@ -40,12 +40,27 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
   using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
   using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
   constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
+  constexpr bool kFactors = kFormat != Format::half && has_norms(kEpilogue);
   constexpr int kChunk = 128 / sizeof(Out);                                           // columns handled at a time
+  // Columns' values come from shared memory for kBatch x 8 columns at once, one batch ahead: one by one, each waits for the last
+  // one's result to be stored.
+  constexpr int kBatch = 4, kBatches = kTile / 8 / kBatch, kChunkBatches = kChunk / 8 / kBatch;
   const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 16;      // line, vector: 16-byte accesses
   const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
   Norm norm0{}, norm1{};
   if (has_norms(kEpilogue)) norm0 = norms[row0], norm1 = norms[row0 + 8];
   float sum0 = 0, sum1 = 0;
+  float4 values[2][kBatch];
+  float2 factors[2][kBatch];
+  const auto load_values = [&](int batch) {
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int at = ((batch * kBatch + k) * 8 + pair) / 2;
+      values[batch % 2][k] = columns.values[at];
+      factors[batch % 2][k] = kFactors ? columns.factors[at] : float2{};
+    }
+  };
+  load_values(0);
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
     const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
@@ -57,38 +72,47 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
       if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
     }
 #pragma unroll
-    for (int j = 0; j < kChunk / 8; ++j) {
-      const int at = c * kChunk + j * 8 + pair;
-      auto* d = acc + 4 * (c * kChunk / 8 + j);
-      const float4 values = columns.values[at / 2];
-      float2 factor{}, x0{}, x1{};
-      if (kFormat != Format::half && has_norms(kEpilogue)) factor = columns.factors[at / 2];
-      OutPair* to0 = reinterpret_cast<OutPair*>(buffer + row0 * kPitch + (j * 8 + pair) * sizeof(Out));
-      OutPair* to1 = reinterpret_cast<OutPair*>(buffer + (row0 + 8) * kPitch + (j * 8 + pair) * sizeof(Out));
-      if constexpr (kResidual) x0 = __half22float2(*reinterpret_cast<__half2*>(to0)), x1 = __half22float2(*reinterpret_cast<__half2*>(to1));
-      const Column left = kFormat == Format::half ? Column{1.f, values.x, values.z} : Column{values.x, values.z, factor.x};
-      const Column right = kFormat == Format::half ? Column{1.f, values.y, values.w} : Column{values.y, values.w, factor.y};
-      const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
-        return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
-      };
-      *to0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0.x), done(d[1], right, norm0, x0.y));
-      *to1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1.x), done(d[3], right, norm1, x1.y));
-      if constexpr (kStats) {
-        // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
-        const float2 f0 = __half22float2(*reinterpret_cast<__half2*>(to0)), f1 = __half22float2(*reinterpret_cast<__half2*>(to1));
-        d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
-        sum0 += f0.x + f0.y;
-        sum1 += f1.x + f1.y;
+    for (int b = c * kChunkBatches; b < (c + 1) * kChunkBatches; ++b) {
+      if (b + 1 < kBatches) load_values(b + 1);
+      char* at[kBatch];  // in the buffer, of the first row
+      float2 x0[kBatch], x1[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        at[k] = buffer + row0 * kPitch + (((b - c * kChunkBatches) * kBatch + k) * 8 + pair) * sizeof(Out);
+        if constexpr (kResidual) x0[k] = __half22float2(*reinterpret_cast<__half2*>(at[k])), x1[k] = __half22float2(*reinterpret_cast<__half2*>(at[k] + 8 * kPitch));
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        auto* d = acc + 4 * (b * kBatch + k);
+        const float4 v = values[b % 2][k];
+        const float2 f = factors[b % 2][k];
+        const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
+        const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
+        const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
+          return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
+        };
+        const OutPair out0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0[k].x), done(d[1], right, norm0, x0[k].y));
+        const OutPair out1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1[k].x), done(d[3], right, norm1, x1[k].y));
+        *reinterpret_cast<OutPair*>(at[k]) = out0, *reinterpret_cast<OutPair*>(at[k] + 8 * kPitch) = out1;
+        if constexpr (kStats) {
+          // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
+          const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out0)), f1 = __half22float2(reinterpret_cast<const __half2&>(out1));
+          d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
+          sum0 += f0.x + f0.y;
+          sum1 += f1.x + f1.y;
+        }
       }
     }
+    __syncwarp();
+    uint4 lines[kLines];
+#pragma unroll
+    for (int i = 0; i < kLines; ++i) lines[i] = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
       const int row = first_row + i * 4 + line;
-      const uint4 value = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
-      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = value;
+      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = lines[i];
     }
-    __syncwarp();
   }
   if constexpr (kStats) {
     const int width = min(kTile, p.columns - first_column);
