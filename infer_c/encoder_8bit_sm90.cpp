@@ -72,27 +72,30 @@ class EncoderEightBit final : public Encoder {
     embed_sum(stream, config_, in, table_, sum_[0].data(), stats[0], rows);
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = layers_[l];
-      const auto normalise = [&](int which, const float* gamma, const float* beta, const Operand& reader) {
-        quantise_layernorm(stream, format_, sum_[which].data(), gamma, beta, reader.inverse_scale, normal_.data(), stats[which], in.tokens, rows, hidden, eps);
+      const auto normalise = [&](int which, const float* gamma, const float* beta, const Operand& reader, bool descending) {
+        quantise_layernorm(stream, format_, sum_[which].data(), gamma, beta, reader.inverse_scale, normal_.data(), stats[which], in.tokens, rows, hidden, eps,
+                           descending);
       };
       // Residuals are what the LayerNorm before read, and its statistics; `out` may be 8 bits wide, scaled for its reader.
-      const auto product = [&](int i, Epilogue epilogue, void* out, int residual, float inverse_scale) {
+      const auto product = [&](int i, Epilogue epilogue, void* out, int residual, float inverse_scale, bool descending) {
         const Operand& o = layer.products[i];
         if (trace_) {
           const uint8_t* input = i == 1 ? context_.data() : i == 3 ? inner_.data() : normal_.data();
           trace_(static_cast<int>(l), i, input, o.depth, epilogue == Epilogue::residual ? sum_[residual].data() : nullptr);
         }
         Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
+        p.descending = descending;
         if (i + 1 < kProducts || l + 1 < layers_.size()) p.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], format_);
         product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows);
       };
-      normalise(0, layer.gamma, layer.beta, layer.products[0]);
-      product(0, Epilogue::bias, qkv_.data(), 0, 1.f);
+      // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
+      normalise(0, layer.gamma, layer.beta, layer.products[0], false);
+      product(0, Epilogue::bias, qkv_.data(), 0, 1.f, true);
       attention_sm90(stream, attention_map_, context_.data(), format_, layer.products[1].inverse_scale, in.cu_seqlens, attention_shape(bucket));
-      product(1, Epilogue::residual, sum_[1].data(), 0, 1.f);
-      normalise(1, layer.inner_gamma, layer.inner_beta, layer.products[2]);
-      product(2, gelu, inner_.data(), 0, layer.products[3].inverse_scale);
-      product(3, Epilogue::residual, sum_[0].data(), 1, 1.f);
+      product(1, Epilogue::residual, sum_[1].data(), 0, 1.f, false);
+      normalise(1, layer.inner_gamma, layer.inner_beta, layer.products[2], true);
+      product(2, gelu, inner_.data(), 0, layer.products[3].inverse_scale, false);
+      product(3, Epilogue::residual, sum_[0].data(), 1, 1.f, true);
     }
     // For the statistics; nobody reads the 8 bits.
     quantise_layernorm(stream, format_, sum_[0].data(), last_gamma_, last_beta_, 1.f, normal_.data(), stats[0], in.tokens, rows, hidden, eps);

@@ -76,9 +76,11 @@ class EncoderSm90 final : public Encoder {
     RowStats stats = before;
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = layers_[l];
+      // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
       const auto run = [&](int i, Epilogue epilogue, __half* out, const RowStats& in_stats, const __half* residual, const RowStats& out_stats) {
         const Operand& o = layer.products[i];
         Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
+        product.descending = i % 2 == 0;
         if (i + 1 < kProducts || l + 1 < layers_.size()) product.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], Format::half);
         product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), product, rows);
       };

@@ -98,10 +98,12 @@ class Engines:
 
 
 def build_engine(model: str, precision: str, directory: Path) -> Path:
-    """Write an engine of random weights for up to 128 sequences of 384."""
+    """Write an engine of random weights for up to 128 sequences of 384, unless it is there."""
     hidden, layers, heads, inner = torch_peer.MODELS[model]
     folder, path = directory / f"{model}-{precision}", directory / f"{model}-{precision}.engine"
-    folder.mkdir()
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "bert_config.json").write_text(
         f'{{"hidden_size": {hidden}, "num_hidden_layers": {layers}, "num_attention_heads": {heads}, "intermediate_size": {inner}, '
         f'"vocab_size": {torch_peer.VOCABULARY}, "max_position_embeddings": 512, "type_vocab_size": 2, "hidden_act": "gelu"}}'
@@ -210,6 +212,7 @@ def arguments() -> argparse.Namespace:
     add("--engines", nargs="+", choices=("eager", "compile", "ours"), default=["eager", "compile", "ours"])
     add("--precisions", nargs="+", choices=PRECISIONS, default=["fp16"], help="of our engine (default fp16)")
     add("--packed", type=Path, metavar="FILE", help="also run all windows of this SQuAD file, packed and padded")
+    add("--engine-dir", type=Path, metavar="DIR", help="keep our engines there for later runs, and use what is there")
     add("--iterations", type=int, default=100, help="timed runs (default 100)")
     add("--warm-up", type=int, default=10, help="untimed runs before them (default 10)")
     add("--seconds", type=float, default=2, help="begin no timed run after so long (default 2)")
@@ -223,7 +226,7 @@ def main() -> int:
     batches = squad_batches(args.packed) if args.packed else []
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(3) as pool:
         ours = args.models if "ours" in args.engines or batches else []
-        engines = Engines(ours, args.precisions, Path(directory), pool)
+        engines = Engines(ours, args.precisions, args.engine_dir or Path(directory), pool)
         benchmark = Benchmark(args, engines)
         for model in args.models:
             for length in args.lengths:

@@ -22,9 +22,10 @@ void add_normalise(cudaStream_t stream, const __half* product, const float* bias
                    RowStats stats, const int* tokens, int rows, int hidden, float eps);
 
 // Rows x as they were stored before their LayerNorm -> 8 bits for a product: out (rows, hidden) = LayerNorm(x) * inverse_scale,
-// rounded to `format`. `stats` gets one tile a row, so that x can still be read as a residual. sm_89 and newer; hidden to 4096.
+// rounded to `format`. `stats` gets one tile a row, so that x can still be read as a residual. `descending`: as in Product, of many
+// rows. sm_89 and newer; hidden to 4096.
 void quantise_layernorm(cudaStream_t stream, Format format, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out,
-                        RowStats stats, const int* tokens, int rows, int hidden, float eps);
+                        RowStats stats, const int* tokens, int rows, int hidden, float eps, bool descending = false);
 
 // x (rows, columns) = GELU of the erf form, in place: cuBLASLt's epilogue knows only the tanh form.
 template <class T>

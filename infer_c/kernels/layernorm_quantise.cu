@@ -29,7 +29,7 @@ __device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, flo
 template <Format kFormat, int kVectors, bool kKeep>
 __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
     quantise_layernorm_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
-                              int hidden, float eps) {
+                              int hidden, float eps, bool descending) {
   const int lane = threadIdx.x % kWarp;
   const auto column_of = [&](int i) { return (i * kWarp + lane) * 8; };
   let_next_start();
@@ -44,15 +44,16 @@ __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
   wait_for_previous();
   const int step = gridDim.x * kWarps;
   uint4 next[kVectors];
+  const auto place_of = [&](int row) { return static_cast<size_t>(descending ? rows - 1 - row : row); };
   const auto fetch = [&](int row) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if (row < rows && column_of(i) < hidden) next[i] = __ldcg(reinterpret_cast<const uint4*>(x + static_cast<size_t>(row) * hidden + column_of(i)));
+      if (row < rows && column_of(i) < hidden) next[i] = __ldcg(reinterpret_cast<const uint4*>(x + place_of(row) * hidden + column_of(i)));
     }
   };
   int row = blockIdx.x * kWarps + threadIdx.x / kWarp;
   for (fetch(row); row < rows; row += step) {
-    const size_t base = static_cast<size_t>(row) * hidden;
+    const size_t base = place_of(row) * hidden;
     Eight v[kVectors];
     float sum = 0;
 #pragma unroll
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
       const Eight gi = kKeep ? g[kKeep ? i : 0] : load8(gamma + column_of(i)), bi = kKeep ? b[kKeep ? i : 0] : load8(beta + column_of(i));
       store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, gi, bi, inverse_scale);
     }
-    if (lane == 0) stats[row] = make_float2(mean, squares);
+    if (lane == 0) stats[place_of(row)] = make_float2(mean, squares);
     if (!kKeep) fetch(row + step);
   }
 }
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <Format kFormat>
 void start(cudaStream_t stream, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out, RowStats stats, const int* tokens,
-           int rows, int hidden, float eps) {
+           int rows, int hidden, float eps, bool descending) {
   if (rows <= kFewRows) {
     Launch shape{dim3(rows), dim3(kThreads)};
     shape.overlap = true;
@@ -145,15 +146,15 @@ void start(cudaStream_t stream, const __half* x, const float* gamma, const float
                                        : quantise_layernorm_kernel<kFormat, 16, false>;
   Launch shape{dim3(std::min(ceil_div(rows, kWarps), multiprocessor_count() * kBlocks)), dim3(kWarps * kWarp)};
   shape.overlap = true;
-  launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps);
+  launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps, descending);
 }
 
 }  // namespace
 
 void quantise_layernorm(cudaStream_t stream, Format format, const __half* x, const float* gamma, const float* beta, float inverse_scale, void* out,
-                        RowStats stats, const int* tokens, int rows, int hidden, float eps) {
-  if (format == Format::int8) return start<Format::int8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps);
-  if (format == Format::fp8) return start<Format::fp8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps);
+                        RowStats stats, const int* tokens, int rows, int hidden, float eps, bool descending) {
+  if (format == Format::int8) return start<Format::int8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps, descending);
+  if (format == Format::fp8) return start<Format::fp8>(stream, x, gamma, beta, inverse_scale, out, stats, tokens, rows, hidden, eps, descending);
   fail("a LayerNorm into FP16 is not quantised");
 }
 

@@ -2,9 +2,8 @@
 // Hopper product for many rows: one block a multiprocessor, two warpgroups that take turns at tiles of 64 x 256, so that one
 // finishes its tile (epilogue) while the other keeps the tensor cores busy. One warp feeds a ring of 5 stages of 40 KB through
 // the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the same
-// weights: each fetches its part of them and multicasts it. What limits is the bandwidth of shared memory (a turn's products read
-// 80 bytes a cycle and the copy engine writes as many, where 128 are to be had), and, in passes that last, power: 4 blocks draw a
-// third less from the L2 than 2.
+// weights: each fetches its part of them and multicasts it. A turn's products run at the tensor cores' rate; what limits is how long
+// the other group's epilogue takes where the depth is 1,024 or less, and, in passes that last, power (docs/kernels.md).
 #include <map>
 #include <mutex>
 #include <utility>
@@ -22,7 +21,8 @@ constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
-constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;  // 128 x 56 + 256 x 224 = 384 x 168, all the block has: more would never come
+constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;
+static_assert(128 * kFeederRegisters + kGroups * 128 * kConsumerRegisters <= kThreads * (65536 / kThreads / 8 * 8), "more than the block has would never come");
 
 constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;
@@ -56,10 +56,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
   const int rows = *p.tokens;
-  const int column_tiles = ceil_div(p.columns, kTile), tiles = ceil_div(rows, kCluster * kRows) * column_tiles;
+  const int column_tiles = ceil_div(p.columns, kTile), row_tiles = ceil_div(rows, kCluster * kRows), tiles = row_tiles * column_tiles;
   const int first_tile = blockIdx.x / kCluster, tile_step = gridDim.x / kCluster;
   const int blocks = ceil_div(p.depth, kDepth);
-  const auto row_of = [&](int tile) { return (tile / column_tiles * kCluster + rank) * kRows; };
+  const auto row_of = [&](int tile) {
+    const int row_tile = tile / column_tiles;
+    return ((p.descending ? row_tiles - 1 - row_tile : row_tile) * kCluster + rank) * kRows;
+  };
   const auto column_of = [&](int tile) { return tile % column_tiles * kTile; };
 
   let_next_start();

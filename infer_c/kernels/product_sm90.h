@@ -49,6 +49,7 @@ struct Product {
   float inverse_scale = 1;       // 8-bit output: stored value / value
   const void* next = nullptr;    // weights of the product after this one, for Variant::prefetch
   unsigned next_bytes = 0;       // a multiple of 16
+  bool descending = false;       // persistent kernel: begin with the last rows, which a kernel that began with the first left in the L2 cache
 
   template <class Operand>
   void read_next(const Operand& o, Format format) {

@@ -79,7 +79,10 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
         at[k] = buffer + row0 * kPitch + (((b - c * kChunkBatches) * kBatch + k) * 8 + pair) * sizeof(Out);
-        if constexpr (kResidual) x0[k] = __half22float2(*reinterpret_cast<__half2*>(at[k])), x1[k] = __half22float2(*reinterpret_cast<__half2*>(at[k] + 8 * kPitch));
+        if constexpr (kResidual) {
+          x0[k] = __half22float2(*reinterpret_cast<__half2*>(at[k]));
+          x1[k] = __half22float2(*reinterpret_cast<__half2*>(at[k] + 8 * kPitch));
+        }
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
