@@ -101,7 +101,9 @@ def test_all_windows_of_squad_packed_and_padded(run: Run, peers: ModuleType, tmp
 def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setitem(peers.torch_peer.MODELS, "tiny", (32, 2, 2, 64))
-    info = read_info(peers.build_engine("tiny", "fp16", tmp_path))
+    path = peers.build_engine("tiny", "fp16", tmp_path / "kept")
+    info, built = read_info(path), path.stat().st_mtime_ns
+    assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "what --engine-dir holds is used again"
     assert (info.precision, info.max_batch, info.max_length) == ("fp16", 128, 384)
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
