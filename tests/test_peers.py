@@ -103,7 +103,7 @@ def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, mon
     monkeypatch.setitem(peers.torch_peer.MODELS, "tiny", (32, 2, 2, 64))
     path = peers.build_engine("tiny", "fp16", tmp_path / "kept")
     info, built = read_info(path), path.stat().st_mtime_ns
-    assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "what --engine-dir holds is used again"
+    assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "built again"
     assert (info.precision, info.max_batch, info.max_length) == ("fp16", 128, 384)
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
