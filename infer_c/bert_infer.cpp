@@ -59,10 +59,6 @@ class CudaRunner final : public Runner {
     CUDA_CHECK(cudaDeviceSynchronize());
   }
 
-  ~CudaRunner() override {
-    for (auto& [bucket, graph] : graphs_) cudaGraphExecDestroy(graph.executable);
-  }
-
   const EngineInfo& info() const override { return file_.info(); }
   int max_batch() const override { return limits_.max_batch; }
   int max_length() const override { return limits_.max_length; }
@@ -132,7 +128,7 @@ class CudaRunner final : public Runner {
 
  private:
   struct Graph {
-    cudaGraphExec_t executable;
+    Replay pass;
     unsigned long long last_use;
   };
 
@@ -189,10 +185,9 @@ class CudaRunner final : public Runner {
     if (!options_.graph) return;
     if (graphs_.size() >= kMaxGraphs) {
       const auto oldest = std::min_element(graphs_.begin(), graphs_.end(), [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; });
-      cudaGraphExecDestroy(oldest->second.executable);
       graphs_.erase(oldest);
     }
-    graphs_[bucket] = {capture_graph(stream_, [&] { encoder_->forward(stream_, inputs(), bucket, logits_.data()); }), uses_};
+    graphs_.emplace(bucket, Graph{Replay(stream_, [&] { encoder_->forward(stream_, inputs(), bucket, logits_.data()); }), uses_});
   }
 
   // Without a graph too, launches are as large as the bucket: what is searched by shape is then searched once a bucket.
@@ -200,7 +195,7 @@ class CudaRunner final : public Runner {
     if (!options_.graph) return encoder_->forward(stream_, inputs(), bucket, logits_.data());
     Graph& graph = graphs_.at(bucket);
     graph.last_use = ++uses_;
-    CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
+    graph.pass.launch();
   }
 
   EngineFile file_;

@@ -56,11 +56,7 @@ class EncoderEightBit final : public Encoder {
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
-    if (search_.found(bucket.rows)) return;
-    const auto pass = [&] { forward(stream, in, bucket, logits); };
-    pass();  // kernels are loaded at their first launch, which must not happen during capture
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    search_.run(stream, bucket.rows, pass, false);
+    search_.run(stream, bucket.rows, [&] { forward(stream, in, bucket, logits); }, false);
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

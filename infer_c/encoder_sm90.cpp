@@ -57,11 +57,7 @@ class EncoderSm90 final : public Encoder {
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
-    if (search_.found(bucket.rows)) return;
-    const auto pass = [&] { forward(stream, in, bucket, logits); };
-    pass();  // kernels are loaded at their first launch, which must not happen during capture
-    CUDA_CHECK(cudaStreamSynchronize(stream));
-    search_.run(stream, bucket.rows, pass, true);
+    search_.run(stream, bucket.rows, [&] { forward(stream, in, bucket, logits); }, true);
   }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

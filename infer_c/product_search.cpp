@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <utility>
 
 #include "json.h"
 #include "kernels/launch.h"
@@ -45,6 +46,13 @@ Variant ProductSearch::guess(int rows, const ProductSize& size) const {
 
 void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library) {
   const int key = row_key(rows);
+  if (choices_.count(key) != 0) return;
+  // Kernels are loaded, and a library sets itself up, at their first launch, which must not happen during capture.
+  const auto warm = [&] {
+    pass();
+    CUDA_CHECK(cudaStreamSynchronize(stream));
+  };
+  warm();
   choices_[key] = at(rows);
   Choice& choice = choices_[key];
   const Stopwatch watch;
@@ -79,11 +87,10 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
     }
   }
   if (!library) return;
-  const Choice own = choice;
-  choice.fill(Variant::of_library());
-  const Choice all = choice;
-  pass();  // a library sets itself up at its first call, which must not happen during capture
-  CUDA_CHECK(cudaStreamSynchronize(stream));
+  Choice all;
+  all.fill(Variant::of_library());
+  const Choice own = std::exchange(choice, all);
+  warm();
   choice = own;
   attempt(all);
 }

@@ -27,10 +27,9 @@ class ProductSearch {
 
   // What was found for this many rows, or a fair guess.
   Choice at(int rows) const;
-  bool found(int rows) const { return choices_.count(row_key(rows)) != 0; }
 
-  // Search: `pass` enqueues a pass with what at(rows) returns; kernels must have been launched once, which loads them. `library`:
-  // try cuBLASLt's products too, last.
+  // Search, unless this size class was searched before: `pass` enqueues a pass with what at(rows) returns. `library`: try
+  // cuBLASLt's products too, last.
   void run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
 
   std::string json() const;

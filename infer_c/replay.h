@@ -60,7 +60,7 @@ class Stopwatch {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-// Captured work, to be replayed and timed.
+// Captured work, to be launched again and again.
 class Replay {
  public:
   template <class Enqueue>
@@ -75,8 +75,9 @@ class Replay {
     if (graph_) cudaGraphExecDestroy(graph_);
   }
 
+  void launch() const { CUDA_CHECK(cudaGraphLaunch(graph_, stream_)); }
   float milliseconds(const Stopwatch& watch) const {
-    return watch.milliseconds(stream_, [&] { CUDA_CHECK(cudaGraphLaunch(graph_, stream_)); });
+    return watch.milliseconds(stream_, [&] { launch(); });
   }
 
  private:

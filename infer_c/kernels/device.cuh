@@ -71,6 +71,19 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// Sum of the squared deviations from `mean` of a thread's part of a row: vector i begins at column_of(i), if the row is that long.
+template <int kVectors, class ColumnOf>
+__device__ inline float squared_deviations(const Eight (&v)[kVectors], float mean, int columns, ColumnOf column_of) {
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (column_of(i) >= columns) break;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares += (v[i].v[j] - mean) * (v[i].v[j] - mean);
+  }
+  return squares;
+}
+
 // Sum over a block of kThreads; every thread gets the result. `scratch` holds one float a warp.
 template <int kThreads>
 __device__ float block_sum(float x, float* scratch) {

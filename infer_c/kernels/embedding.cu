@@ -15,6 +15,7 @@ constexpr int kVectors = 4;  // 8 columns each: hidden sizes up to 128 * 4 * 8 =
 template <class T, bool kNormalise>
 __global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T> table, Config config, T* out, RowStats stats) {
   __shared__ float scratch[kThreads / kWarp];
+  const auto column_of = [](int i) { return (i * kThreads + threadIdx.x) * 8; };
   let_next_start();
   const int row = blockIdx.x, hidden = config.hidden_size;
   if (row >= *in.tokens) return;
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * kThreads + threadIdx.x) * 8;
+    const int column = column_of(i);
     if (column >= hidden) break;
     const Eight a = load8(table.word + static_cast<size_t>(id) * hidden + column);
     const Eight b = load8(table.position + static_cast<size_t>(position) * hidden + column);
@@ -40,18 +41,11 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T
     }
   }
   const float mean = block_sum<kThreads>(sum, scratch) / hidden;
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    if ((i * kThreads + threadIdx.x) * 8 >= hidden) break;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares += (x[i].v[j] - mean) * (x[i].v[j] - mean);
-  }
-  squares = block_sum<kThreads>(squares, scratch);
+  const float squares = block_sum<kThreads>(squared_deviations(x, mean, hidden, column_of), scratch);
   const float scale = rsqrtf(squares / hidden + config.layer_norm_eps);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * kThreads + threadIdx.x) * 8;
+    const int column = column_of(i);
     if (column >= hidden) break;
     if (kNormalise) {
       const Eight gamma = load8(table.gamma + column), beta = load8(table.beta + column);

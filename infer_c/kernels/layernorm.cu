@@ -19,6 +19,7 @@ template <class T, bool kFolded>
 __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* product, const float* bias, const T* residual, const float* gamma,
                                                                  const float* beta, T* out, float2* stats, const int* tokens, int hidden, float eps) {
   __shared__ float scratch[kThreads / kWarp];
+  const auto column_of = [](int i) { return (i * kThreads + threadIdx.x) * 8; };
   const int row = blockIdx.x;
   if (row >= *tokens) return;
   const size_t base = static_cast<size_t>(row) * hidden;
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* produc
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * kThreads + threadIdx.x) * 8;
+    const int column = column_of(i);
     if (column >= hidden) break;
     const Eight a = load8(product + base + column), b = load8(bias + column), c = load8(residual + base + column);
     Eight factor;
@@ -35,17 +36,10 @@ __global__ void __launch_bounds__(kThreads) add_layernorm_kernel(const T* produc
     for (int j = 0; j < 8; ++j) sum += x[i].v[j] = a.v[j] + b.v[j] + (kFolded ? c.v[j] * factor.v[j] : c.v[j]);
   }
   const float mean = block_sum<kThreads>(sum, scratch) / hidden;
-  float squares = 0;
+  const float scale = rsqrtf(block_sum<kThreads>(squared_deviations(x, mean, hidden, column_of), scratch) / hidden + eps);
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    if ((i * kThreads + threadIdx.x) * 8 >= hidden) break;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares += (x[i].v[j] - mean) * (x[i].v[j] - mean);
-  }
-  const float scale = rsqrtf(block_sum<kThreads>(squares, scratch) / hidden + eps);
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * kThreads + threadIdx.x) * 8;
+    const int column = column_of(i);
     if (column >= hidden) break;
     Eight g, b;
     if (!kFolded) g = load8(gamma + column), b = load8(beta + column);

@@ -66,14 +66,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
       for (int j = 0; j < 8; ++j) sum += v[i].v[j];
     }
     const float mean = warp_sum(sum) / hidden;
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) >= hidden) break;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) squares += (v[i].v[j] - mean) * (v[i].v[j] - mean);
-    }
-    squares = warp_sum(squares);
+    const float squares = warp_sum(squared_deviations(v, mean, hidden, column_of));
     const float scale = rsqrtf(squares / hidden + eps);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -113,14 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int j = 0; j < 8; ++j) sum += v[i].v[j];
   }
   const float mean = block_sum<kThreads>(sum, scratch) / hidden;
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kVectorsOfBlock; ++i) {
-    if (column_of(i) >= hidden) break;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares += (v[i].v[j] - mean) * (v[i].v[j] - mean);
-  }
-  squares = block_sum<kThreads>(squares, scratch);
+  const float squares = block_sum<kThreads>(squared_deviations(v, mean, hidden, column_of), scratch);
   const float scale = rsqrtf(squares / hidden + eps);
 #pragma unroll
   for (int i = 0; i < kVectorsOfBlock; ++i) {

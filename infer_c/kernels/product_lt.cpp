@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "../replay.h"
+
 namespace bert {
 
 namespace {
@@ -71,22 +73,17 @@ ProductLt::Plan& ProductLt::plan(cudaStream_t stream, LtEpilogue epilogue, const
   cublasLtMatmulPreferenceDestroy(preference);
   if (status != CUBLAS_STATUS_SUCCESS || count == 0) fail("cuBLASLt has no algorithm for a product of ", rows, " x ", columns, " x ", depth);
 
-  cudaEvent_t begin, end;
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
+  const Stopwatch watch;
   const float one = 1, zero = 0;
   float best = 1e30f;
   for (int i = 0; i < count; ++i) {
     float fastest = 1e30f;
     bool works = true;
     for (int j = 0; j <= kTimed && works; ++j) {  // the first run is not counted
-      CUDA_CHECK(cudaEventRecord(begin, stream));
-      works = cublasLtMatmul(handle_, made->operation, &one, weights, made->weights, input, made->input, &zero, out, made->out, out, made->out,
-                             &found[i].algo, workspace_.data(), room, stream) == CUBLAS_STATUS_SUCCESS;
-      CUDA_CHECK(cudaEventRecord(end, stream));
-      CUDA_CHECK(cudaEventSynchronize(end));
-      float ms = 0;
-      CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+      const float ms = watch.milliseconds(stream, [&] {
+        works = cublasLtMatmul(handle_, made->operation, &one, weights, made->weights, input, made->input, &zero, out, made->out, out, made->out,
+                               &found[i].algo, workspace_.data(), room, stream) == CUBLAS_STATUS_SUCCESS;
+      });
       if (j > 0) fastest = std::min(fastest, ms);
     }
     if (works && fastest < best) {
@@ -94,8 +91,6 @@ ProductLt::Plan& ProductLt::plan(cudaStream_t stream, LtEpilogue epilogue, const
       made->algorithm = found[i].algo;
     }
   }
-  CUDA_CHECK(cudaEventDestroy(begin));
-  CUDA_CHECK(cudaEventDestroy(end));
   if (best >= 1e30f) fail("no cuBLASLt algorithm runs a product of ", rows, " x ", columns, " x ", depth);
   slot = made.release();
   return *slot;

@@ -22,7 +22,7 @@ constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;
-static_assert(128 * kFeederRegisters + kGroups * 128 * kConsumerRegisters <= kThreads * (65536 / kThreads / 8 * 8), "more than the block has would never come");
+static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8), "more than the block has would never come");
 
 constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "encoder.h"
+#include "gpu.h"
 #include "kernels/attention.h"
 #include "kernels/head.h"
 #include "kernels/layernorm.h"
@@ -55,32 +56,15 @@ py::array_t<To> to_host(const Buffer<From>& b, py::ssize_t rows, py::ssize_t col
 // Milliseconds of one of `repeats` launches in a graph: launching them one by one would measure the host.
 template <class F>
 float time_ms(int repeats, F&& f) {
-  cudaStream_t stream;
-  CUDA_CHECK(cudaStreamCreate(&stream));
+  CUDA_CHECK(cudaDeviceSynchronize());  // what the default stream copies and poisons
+  const TimedStream stream;
   f(stream);
-  CUDA_CHECK(cudaStreamSynchronize(stream));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < repeats; ++i) f(stream);
-  CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
-  CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin, end;
-  CUDA_CHECK(cudaEventCreate(&begin));
-  CUDA_CHECK(cudaEventCreate(&end));
+  stream.wait();
+  const Replay replay(stream, [&] {
+    for (int i = 0; i < repeats; ++i) f(stream);
+  });
   std::vector<float> samples(5);
-  for (float& ms : samples) {
-    CUDA_CHECK(cudaEventRecord(begin, stream));
-    CUDA_CHECK(cudaGraphLaunch(executable, stream));
-    CUDA_CHECK(cudaEventRecord(end, stream));
-    CUDA_CHECK(cudaEventSynchronize(end));
-    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  cudaGraphExecDestroy(executable);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
+  for (float& ms : samples) ms = stream.milliseconds([&] { replay.launch(); });
   std::sort(samples.begin(), samples.end());
   return samples[2] / repeats;
 }
