@@ -87,6 +87,17 @@ __device__ inline void load_residual(uint32_t (&residual)[2][S::kUnits], const P
   }
 }
 
+// Sum of both rows' values over the lanes that hold a row; side by side, so that one's latency hides the other's.
+template <class S>
+__device__ inline void sum_rows(float (&x)[2]) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    if (step >= 4 && step < S::kLanes) continue;  // other rows
+#pragma unroll
+    for (int r = 0; r < 2; ++r) x[r] += __shfl_xor_sync(~0u, x[r], step);
+  }
+}
+
 // Statistics of both rows, each tile of them by one of the lanes that hold the row.
 template <class S>
 __device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my) {
@@ -95,28 +106,43 @@ __device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& s
 #pragma unroll
     for (int i = 0; i < S::kHeld; ++i) {
       const int tile = my.row_lane + i * S::kRowLanes;
-      if (tile < stats.tiles) held[r][i] = __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile);
+      held[r][i] = tile < stats.tiles ? __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile) : float2{};
     }
   }
 }
 
+// Both rows' statistics from those of their tiles: first the means, then the squared deviations from them (row_stats.cuh has the
+// form that needs each tile once, but divides for each).
 template <class S>
-__device__ inline Norm combine_stats(const float2 (&held)[S::kHeld], const RowStats& stats, int row, int row_lane, int wide, float eps) {
-  float number = 0, mean = 0, squares = 0;
-  const auto add = [&](int tile, float2 value) {
-    if (tile < stats.tiles) merge(number, mean, squares, value, static_cast<float>(min(stats.width, wide - tile * stats.width)));
+__device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my, int wide, float eps) {
+  const auto each_tile = [&](auto add) {
+#pragma unroll
+    for (int i = 0; i < S::kHeld; ++i) {
+      const int tile = my.row_lane + i * S::kRowLanes;
+      const float width = static_cast<float>(max(min(stats.width, wide - tile * stats.width), 0));
+#pragma unroll
+      for (int r = 0; r < 2; ++r) add(r, held[r][i], width);
+    }
+#pragma unroll 1
+    for (int tile = my.row_lane + S::kHeld * S::kRowLanes; tile < stats.tiles; tile += S::kRowLanes) {
+      const float width = static_cast<float>(min(stats.width, wide - tile * stats.width));
+#pragma unroll
+      for (int r = 0; r < 2; ++r) add(r, __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile), width);
+    }
   };
+  const float share = __fdividef(1.f, static_cast<float>(wide));
+  float means[2] = {0, 0}, squares[2] = {0, 0};
+  each_tile([&](int r, float2 tile, float width) { means[r] += width * tile.x; });
+  sum_rows<S>(means);
 #pragma unroll
-  for (int i = 0; i < S::kHeld; ++i) add(row_lane + i * S::kRowLanes, held[i]);
-  for (int tile = row_lane + S::kHeld * S::kRowLanes; tile < stats.tiles; tile += S::kRowLanes) {
-    add(tile, __ldcg(stats.data + static_cast<size_t>(row) * stats.tiles + tile));
-  }
+  for (int r = 0; r < 2; ++r) means[r] *= share;
+  each_tile([&](int r, float2 tile, float width) {
+    const float delta = tile.x - means[r];
+    squares[r] += tile.y + width * delta * delta;
+  });
+  sum_rows<S>(squares);
 #pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    if (step >= 4 && step < S::kLanes) continue;  // other rows
-    merge_lanes(number, mean, squares, step);
-  }
-  return {mean, rsqrtf(squares / wide + eps)};
+  for (int r = 0; r < 2; ++r) norms[r] = {means[r], rsqrtf(squares[r] * share + eps)};
 }
 
 // A warp's sums go to the block that finishes its rows: straight from the registers, counted at that block's barrier `complete`.
@@ -125,28 +151,29 @@ __device__ inline void send_sums(const Sum (&acc)[S::kTile / 2], char* received,
   const int owner = warp / S::kFragments;
   const uint32_t to = sm90::shared_address(received) + (rank * S::kFragments + warp % S::kFragments) * S::kChunks * kWarp * S::kVector;
   const uint32_t remote = sm90::in_block(to, receiver), barrier = sm90::in_block(sm90::shared_address(complete), receiver);
+  const auto each_chunk = [&](auto store) {
 #pragma unroll
-  for (int j = 0; j < S::kChunks; ++j) {
-    const int at = j * kWarp * S::kVector + ((lane * S::kVector) ^ bank_mix<S>(j));
-    uint32_t v[S::kVector / 4];
-    if constexpr (S::kHalfSums) {
-      v[0] = narrow_pair<Format::half>(acc[4 * j], acc[4 * j + 1]), v[1] = narrow_pair<Format::half>(acc[4 * j + 2], acc[4 * j + 3]);
-    } else {
+    for (int j = 0; j < S::kChunks; ++j) {
+      uint32_t v[S::kVector / 4];
+      if constexpr (S::kHalfSums) {
+        v[0] = narrow_pair<Format::half>(acc[4 * j], acc[4 * j + 1]), v[1] = narrow_pair<Format::half>(acc[4 * j + 2], acc[4 * j + 3]);
+      } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = reinterpret_cast<const uint32_t&>(acc[4 * j + i]);
+        for (int i = 0; i < 4; ++i) v[i] = reinterpret_cast<const uint32_t&>(acc[4 * j + i]);
+      }
+      store(j * kWarp * S::kVector + ((lane * S::kVector) ^ bank_mix<S>(j)), v);
     }
-    if (owner != rank) {
-      sm90::send(remote + at, barrier, v);
-    } else if constexpr (S::kHalfSums) {
+  };
+  if (owner != rank) return each_chunk([&](int at, const auto& v) { sm90::send(remote + at, barrier, v); });
+  each_chunk([&](int at, const auto& v) {
+    if constexpr (S::kHalfSums) {
       asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to + at), "r"(v[0]), "r"(v[1]) : "memory");
     } else {
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
     }
-  }
-  if (owner == rank) {
-    __syncwarp();
-    if (lane == 0) sm90::arrive(complete);
-  }
+  });
+  __syncwarp();
+  if (lane == 0) sm90::arrive(complete);
 }
 
 // Add what all blocks sent up.
@@ -234,25 +261,22 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
   }
   if constexpr (kWritesStats<kFormat, kEpilogue>) {
     const int width = min(S::kTile, p.columns - my.first_column);
-    const auto over_row = [&](float x) {
-#pragma unroll
-      for (int step = 1; step < kWarp; step *= 2) {
-        if (step < 4 || step >= S::kLanes) x += __shfl_xor_sync(~0u, x, step);
-      }
-      return x;
-    };
+    float squares[2] = {0, 0};
+    sum_rows<S>(sums);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float mean = over_row(sums[r]) / width;
-      float squares = 0;
+      sums[r] = __fdividef(sums[r], static_cast<float>(width));  // the means
 #pragma unroll
       for (int u = 0; u < kUnits; ++u) {
-        const float d0 = kept[u][2 * r] - mean, d1 = kept[u][2 * r + 1] - mean;
-        if (my.real(u)) squares += d0 * d0 + d1 * d1;
+        const float d0 = kept[u][2 * r] - sums[r], d1 = kept[u][2 * r + 1] - sums[r];
+        if (my.real(u)) squares[r] += d0 * d0 + d1 * d1;
       }
-      squares = over_row(squares);
+    }
+    sum_rows<S>(squares);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
       if (my.row_lane == 0 && my.rows[r] < my.end && width > 0) {
-        p.out_stats.data[static_cast<size_t>(my.rows[r]) * p.out_stats.tiles + column_tile] = make_float2(mean, squares);
+        p.out_stats.data[static_cast<size_t>(my.rows[r]) * p.out_stats.tiles + column_tile] = make_float2(sums[r], squares[r]);
       }
     }
   }

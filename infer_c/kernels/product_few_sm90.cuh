@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
       // What never changes does not wait for the kernel before; what others write into waits for them to be there.
       const int real = min(kTile, p.columns - first_column), side_bytes = real > 0 ? 4 * real : 0;
       const int sides = 1 + (kFormat != Format::half) + has_norms(kEpilogue);
+#pragma unroll 1
       for (int i = 0; i < ahead; ++i) {
         sm90::expect_bytes(full + i, S::kStageBytes + (i == 0 ? sides * side_bytes : 0));
         if (pair == 1) load_weights(i, i);
@@ -90,17 +91,22 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
     if (clustered) sm90::cluster_wait();
     if (lane == 0) {
       if (pair > 1) {
+#pragma unroll 1
         for (int i = 0; i < ahead; ++i) load_weights(i, i);
       }
+#pragma unroll 1
       for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column + row_peer * weights_part);
       wait_for_previous();
+#pragma unroll 1
       for (int i = 0; i < ahead; ++i) load_input(i, i);
       if (p.next_bytes > 0) {  // each block a part of the next product's weights
         const unsigned all = gridDim.x * gridDim.y * gridDim.z, me = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
         const unsigned part = (p.next_bytes / 16 + all - 1) / all * 16, end = min((me + 1) * part, p.next_bytes);
+#pragma unroll 1
         for (unsigned at = me * part; at < end; at += 8192) sm90::prefetch_bytes(static_cast<const char*>(p.next) + at, min(8192u, end - at));
       }
       int s = 0, phase = 0;
+#pragma unroll 1
       for (int i = ahead; i < count; ++i) {
         sm90::wait(empty + s, phase);
         sm90::expect_bytes(full + s, S::kStageBytes);
@@ -139,6 +145,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
     sm90::arrive_remote(empty + stage, q < share ? block_of(rank, q, row_peer) : block_of(rank, column_peer, q - share + (q - share >= row_peer)));
   };
   int s = 0, before = 0, phase = 0;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const char* a = shared + s * S::kStageBytes + group * 64 * kLineBytes;
     const char* b = shared + s * S::kStageBytes + kRows * kLineBytes;
@@ -152,6 +159,11 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
     if (++s == stages) s = 0, phase ^= 1;
   }
   if (!launch.early) let_next_start();
+  Norm norms[2]{};
+  const auto find_norms = [&] {
+    if constexpr (has_norms(kEpilogue)) few::combine_stats<S>(norms, held, p.stats, my, kResidual ? p.columns : p.depth, p.eps);
+  };
+  if constexpr (kSplit == 1) find_norms();  // while the last products are under way; else while the sums travel
   sm90::multiply_wait<0>();
   sm90::pin(acc);
 
@@ -164,11 +176,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
   }
   // While the sums travel.
   if constexpr (kResidual && !kResidualFirst) few::load_residual<S>(residual, p, my);
-  Norm norms[2]{};
-  if constexpr (has_norms(kEpilogue)) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) norms[r] = few::combine_stats<S>(held[r], p.stats, min(my.rows[r], rows - 1), my.row_lane, kResidual ? p.columns : p.depth, p.eps);
-  }
+  if constexpr (kSplit > 1) find_norms();
   Sum v[S::kUnits][4];
   if constexpr (kSplit > 1) {
     sm90::wait(complete, 0);
