@@ -74,17 +74,37 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
     other[i] = candidate;
     attempt(other);
   };
+  const bool brief = rows <= 8 * kRowBox;
   // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again.
-  for (int round = 0; round < (rows <= 8 * kRowBox ? kRounds : 1); ++round) {
-    for (int i = 0; i < kProducts; ++i) {
-      for (Variant candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) {
-        if (round > 0 && candidate.way == Way::few && choice[i].way == Way::few) candidate.early = choice[i].early, candidate.prefetch = choice[i].prefetch;
-        attempt_one(i, candidate);
+  const auto descend = [&](auto wanted) {
+    for (int round = 0; round < (brief ? kRounds : 1); ++round) {
+      for (int i = 0; i < kProducts; ++i) {
+        for (Variant candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) {
+          if (!wanted(candidate)) continue;
+          if (round > 0 && candidate.way == Way::few && choice[i].way == Way::few) candidate.early = choice[i].early, candidate.prefetch = choice[i].prefetch;
+          attempt_one(i, candidate);
+        }
+      }
+      for (int i = 0; i < kProducts; ++i) {
+        for (size_t k = 0; k < refinements(choice[i]).size(); ++k) {
+          if (wanted(refinements(choice[i])[k])) attempt_one(i, refinements(choice[i])[k]);
+        }
       }
     }
+  };
+  descend([](const Variant&) { return true; });
+  if (brief) {
+    // Neighbours overlap most where the blocks of both fit on a multiprocessor, which no change of one product alone brings.
+    const auto beside = [](const Variant& v) { return v.way == Way::few && v.resident == 2; };
+    const Choice first = choice;
     for (int i = 0; i < kProducts; ++i) {
-      for (size_t k = 0; k < refinements(choice[i]).size(); ++k) attempt_one(i, refinements(choice[i])[k]);
+      const std::vector<Variant> all = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
+      const auto found = std::find_if(all.begin(), all.end(), beside);
+      if (found != all.end()) choice[i] = *found;
     }
+    best = Replay(stream, pass);
+    descend(beside);
+    attempt(first);
   }
   if (!library) return;
   Choice all;
