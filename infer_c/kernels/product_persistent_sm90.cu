@@ -4,6 +4,7 @@
 // the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the same
 // weights: each fetches its part of them and multicasts it. A turn's products run at the tensor cores' rate; what limits is how long
 // the other group's epilogue takes where the depth is 1,024 or less, and, in passes that last, power (docs/kernels.md).
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -16,41 +17,54 @@ namespace bert {
 
 namespace {
 
-constexpr int kRows = 64, kTile = 256;  // of a warpgroup's turn
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
-constexpr int kFeederRegisters = 72, kConsumerRegisters = 216;
-static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8), "more than the block has would never come");
+constexpr int kRowBytes = 128;                          // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
+constexpr int kBlockBytes = 64 * kRowBytes;             // the 64 rows of one wgmma
+constexpr int kSharedLimit = 232448;                    // 227 KB is what a block can have
 
-constexpr int kRowBytes = 128;  // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
-constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kTile * kRowBytes;
-constexpr int kStages = 5;
-constexpr int kAhead = 2;  // chunks of the residual that are under way
+// How a block cuts the result. In turns: kBlocks x 64 rows by kColumns are a group's, and while one group finishes its tile the other
+// multiplies. Together: both groups multiply, each its own rows, with the same weights, and both finish.
+template <int kBlocks_, int kColumns_, bool kTurns_>
+struct PersistentShape {
+  static constexpr int kBlocks = kBlocks_, kColumns = kColumns_;
+  static constexpr bool kTurns = kTurns_;
+  static constexpr int kRows = 64 * kBlocks * (kTurns ? 1 : kGroups);  // of a tile
+  static constexpr int kConsumers = kTurns ? 1 : kGroups;              // groups that read a stage
+  static constexpr int kSums = kBlocks * kColumns / 2;                 // registers
+  static constexpr int kFeederRegisters = kSums > 128 ? 40 : 56, kConsumerRegisters = kSums > 128 ? 232 : 224;
+  static constexpr int kBatch = kSums > 128 ? 2 : 4, kAhead = kSums > 128 ? 1 : 4;  // see finish_tile; what registers are left for
+  static constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kColumns * kRowBytes;
 
-// What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
-struct Side {
-  Norm norms[kRows];
-  float4 pairs[kTile / 2];  // ColumnPairs
-  float2 factors[kTile / 2];
+  // What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
+  struct Side {
+    Norm norms[kRows];
+    float4 pairs[kColumns / 2];  // ColumnPairs
+    float2 factors[kColumns / 2];
+  };
+
+  static constexpr int kRest = kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * 6 + 2 * kGroups) * 8;
+  static constexpr int kStages = std::min<int>(6, (kSharedLimit - kRest) / kStageBytes);
+  static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
+  static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8),
+                "more registers than the block has would never come");
 };
-static_assert(kTile == 4 * kSideThreads && kRows == kSideThreads, "the side warps fetch 4 columns and a row a thread");
 
-constexpr int kSharedBytes = kStages * kStageBytes + kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * kStages + 2 * kGroups) * 8;
-static_assert(kSharedBytes <= 232448, "227 KB is what a block can have");
-
-template <Format kFormat, Epilogue kEpilogue, int kCluster>
+template <class S, Format kFormat, Epilogue kEpilogue, int kCluster>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
+  using Side = typename S::Side;
   constexpr int kDepth = kRowBytes / bytes_of(kFormat);  // columns of a stage
+  constexpr int kRows = S::kRows, kTile = S::kColumns, kStages = S::kStages, kStageBytes = S::kStageBytes;
   extern __shared__ __align__(1024) char shared[];
   char* buffers = shared + kStages * kStageBytes;
   Side* sides = reinterpret_cast<Side*>(buffers + kConsumerWarps * kChunkBytes);
   uint64_t* full = reinterpret_cast<uint64_t*>(sides + kGroups);
   uint64_t* empty = full + kStages;
-  uint64_t* side_full = empty + kStages;
+  uint64_t* side_full = empty + kStages;  // of two `Side`s, for every other tile
   uint64_t* side_empty = side_full + kGroups;
 
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
@@ -69,11 +83,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kCluster * kGroupWarps);  // a stage is free when nobody in the cluster reads it
+      sm90::barrier_init(empty + i, kCluster * S::kConsumers * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
     for (int i = 0; i < kGroups; ++i) {
       sm90::barrier_init(side_full + i, kSideWarps);
-      sm90::barrier_init(side_empty + i, kGroupWarps);
+      sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps);
     }
     sm90::barrier_init_fence();
   }
@@ -82,11 +96,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   sm90::cluster_wait();
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFeederRegisters));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::kFeederRegisters));
     if (warp == kConsumerWarps && lane == 0) {
       const auto load_weights = [&](int tile, int i, int s) {
         sm90::expect_bytes(full + s, kStageBytes);
-        char* to = shared + s * kStageBytes + kInputBytes + rank * (kTile / kCluster) * kRowBytes;
+        char* to = shared + s * kStageBytes + S::kInputBytes + rank * (kTile / kCluster) * kRowBytes;
         sm90::load_box_multicast(to, &weights, i * kDepth, column_of(tile) + rank * (kTile / kCluster), full + s, (1 << kCluster) - 1);
       };
       const auto load_input = [&](int tile, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, row_of(tile), full + s); };
@@ -111,67 +125,78 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_for_previous();
       int turn = 0;
       for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
-        const int group = turn % kGroups, r = threadIdx.x - (kConsumerWarps + 1) * kWarp, row = min(row_of(tile) + r, rows - 1);
-        Side& side = sides[group];
-        const int column = column_of(tile) + 4 * r;
-        float4 scale{}, bias{}, factor{};
-        if (column < p.columns) {
-          bias = *reinterpret_cast<const float4*>(p.bias + column);
-          if (kFormat != Format::half) scale = *reinterpret_cast<const float4*>(p.scale + column);
-          if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float4*>(p.factor + column);
+        const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp, column = column_of(tile) + 4 * r;
+        Side& side = sides[turn % 2];
+        sm90::wait(side_empty + turn % 2, (turn / 2 & 1) ^ 1);
+        if (4 * r < kTile) {
+          float4 scale{}, bias{}, factor{};
+          if (column < p.columns) {
+            bias = *reinterpret_cast<const float4*>(p.bias + column);
+            if (kFormat != Format::half) scale = *reinterpret_cast<const float4*>(p.scale + column);
+            if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float4*>(p.factor + column);
+          }
+          side.pairs[2 * r] = pair_values(kFormat, {scale.x, scale.y}, {bias.x, bias.y}, {factor.x, factor.y});
+          side.pairs[2 * r + 1] = pair_values(kFormat, {scale.z, scale.w}, {bias.z, bias.w}, {factor.z, factor.w});
+          *reinterpret_cast<float4*>(side.factors + 2 * r) = factor;
         }
-        Norm norm{};
-        if (has_norms(kEpilogue)) norm = combine(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
-        if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue fetches it late
-          for (int i = column_of(tile); i < min(column_of(tile) + kTile, p.columns); i += 64) {
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + i));
+        if (has_norms(kEpilogue)) {
+#pragma unroll 1
+          for (int i = r; i < kRows; i += kSideThreads) {
+            const int row = min(row_of(tile) + i, rows - 1);
+            side.norms[i] = combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
+            if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue fetches it late
+              for (int k = column_of(tile); k < min(column_of(tile) + kTile, p.columns); k += 64) {
+                asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + k));
+              }
+            }
           }
         }
-        sm90::wait(side_empty + group, (turn / kGroups & 1) ^ 1);
-        side.norms[r] = norm;
-        side.pairs[2 * r] = pair_values(kFormat, {scale.x, scale.y}, {bias.x, bias.y}, {factor.x, factor.y});
-        side.pairs[2 * r + 1] = pair_values(kFormat, {scale.z, scale.w}, {bias.z, bias.w}, {factor.z, factor.w});
-        *reinterpret_cast<float4*>(side.factors + 2 * r) = factor;
         __syncwarp();
-        if (lane == 0) sm90::arrive(side_full + group);
+        if (lane == 0) sm90::arrive(side_full + turn % 2);
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::kConsumerRegisters));
     wait_for_previous();
-    const int group = warp / kGroupWarps;
-    int used = group * blocks, turn = 0;  // stages that the groups have used up to this one's turn
-    for (int tile = first_tile + group * tile_step; tile < tiles; tile += kGroups * tile_step, used += (kGroups - 1) * blocks, ++turn) {
-      const int tile_row = warp % kGroupWarps * 16;
-      uint4 residual[kAhead][kLines];
-      if (kEpilogue == Epilogue::residual) {
+    const int group = warp / kGroupWarps, step = S::kTurns ? kGroups * tile_step : tile_step;
+    int used = S::kTurns ? group * blocks : 0, turn = S::kTurns ? group : 0;  // stages and tiles of the block up to this group's next one
+    for (int tile = first_tile + (S::kTurns ? group * tile_step : 0); tile < tiles; tile += step) {
+      const int block_row = (S::kTurns ? 0 : group) * S::kBlocks * 64;  // in the tile
+      const int warp_row = block_row + warp % kGroupWarps * 16;
+      uint4 residual[S::kAhead][kLines];
+      if (kEpilogue == Epilogue::residual) load_residuals<kTile>(residual, p, row_of(tile) + warp_row, column_of(tile), rows);
+      sm90::Sum<kFormat> acc[S::kBlocks][kTile / 2];
 #pragma unroll
-        for (int c = 0; c < kAhead; ++c) load_residual(residual[c], p, row_of(tile) + tile_row, column_of(tile) + 64 * c, rows);
-      }
-      sm90::Sum<kFormat> acc[kTile / 2];
-#pragma unroll
-      for (int i = 0; i < kTile / 2; ++i) acc[i] = 0;
+      for (int i = 0; i < S::kSums; ++i) acc[i / (kTile / 2)][i % (kTile / 2)] = 0;
       // Turns begin when the other group has waited for its last stage: a stage's barrier tells this phase from the one before,
       // not from the one before that.
-      if (group + turn > 0) sm90::named_barrier(1 + group, kGroups * kGroupWarps * kWarp);
+      if (S::kTurns && turn > 0) sm90::named_barrier(1 + group, kGroups * kGroupWarps * kWarp);
       for (int i = 0; i < blocks; ++i, ++used) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
-        const uint64_t a = sm90::descriptor<kRowBytes>(stage), b = sm90::descriptor<kRowBytes>(stage + kInputBytes);
-        sm90::multiply_box<kRowBytes / 32, kTile, kFormat>(acc, a, b, true);
-        if (i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
-        sm90::multiply_wait<1>();
+        const uint64_t a = sm90::descriptor<kRowBytes>(stage + block_row * kRowBytes), b = sm90::descriptor<kRowBytes>(stage + S::kInputBytes);
+#pragma unroll
+        for (int k = 0; k < S::kBlocks; ++k) sm90::multiply_box<kRowBytes / 32, kTile, kFormat>(acc[k], a + k * (kBlockBytes / 16), b, true);
+        if (S::kTurns && i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
+        sm90::multiply_wait<S::kBlocks>();
         if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       }
       sm90::multiply_wait<0>();
-      sm90::pin(acc);
+#pragma unroll
+      for (int k = 0; k < S::kBlocks; ++k) sm90::pin(acc[k]);
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
-      sm90::wait(side_full + group, turn & 1);
-      const ColumnPairs columns{sides[group].pairs, sides[group].factors};
-      finish_tile<kFormat, kEpilogue, kTile, kAhead>(acc, residual, p, sides[group].norms + tile_row, columns, buffers + warp * kChunkBytes,
-                                                     row_of(tile) + tile_row, column_of(tile), rows);
-      if (lane == 0) sm90::arrive(side_empty + group);
+      sm90::wait(side_full + turn % 2, turn / 2 & 1);
+      const ColumnPairs columns{sides[turn % 2].pairs, sides[turn % 2].factors};
+#pragma unroll
+      for (int k = 0; k < S::kBlocks; ++k) {
+        const int row = row_of(tile) + warp_row + k * 64;
+        if (kEpilogue == Epilogue::residual && k > 0) load_residuals<kTile>(residual, p, row, column_of(tile), rows);
+        finish_tile<kFormat, kEpilogue, kTile, S::kAhead, S::kBatch>(acc[k], residual, p, sides[turn % 2].norms + warp_row + k * 64, columns,
+                                                                     buffers + warp * kChunkBytes, row, column_of(tile), rows);
+      }
+      if (lane == 0) sm90::arrive(side_empty + turn % 2);
+      turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }
   }
   // Nobody leaves while another block may still copy into this one or signal it.
@@ -183,10 +208,30 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-Kernel kernel_of(Format format, Epilogue epilogue, int cluster) {
-  return product_instance(format, epilogue, [&](auto f, auto e) -> Kernel {
-    return cluster == 4 ? product_persistent_kernel<f.value, e.value, 4> : product_persistent_kernel<f.value, e.value, 2>;
+template <class S>
+struct Tag {
+  using Shape = S;
+};
+
+// use(Tag) of the shape of a variant.
+template <class Use>
+auto with_shape(const Variant& v, Use use) {
+  if (v.tile_rows == 64) return use(Tag<PersistentShape<1, 256, true>>{});
+  if (v.tile_columns == 192) return use(Tag<PersistentShape<2, 192, true>>{});
+  return use(Tag<PersistentShape<1, 256, false>>{});
+}
+
+Kernel kernel_of(Format format, Epilogue epilogue, const Variant& v) {
+  return with_shape(v, [&](auto tag) {
+    using S = typename decltype(tag)::Shape;
+    return product_instance(format, epilogue, [&](auto f, auto e) -> Kernel {
+      return v.share == 4 ? product_persistent_kernel<S, f.value, e.value, 4> : product_persistent_kernel<S, f.value, e.value, 2>;
+    });
   });
+}
+
+size_t shared_bytes(const Variant& v) {
+  return with_shape(v, [](auto tag) { return static_cast<size_t>(decltype(tag)::Shape::kSharedBytes); });
 }
 
 // Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
@@ -197,13 +242,14 @@ int clusters_at_once(int cluster) {
   std::lock_guard lock(mutex);
   int& count = known[{current_device(), cluster}];
   if (count == 0) {
+    const Variant any = Variant::persistent_of(64, 256, cluster);
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = kSharedBytes;
+    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = shared_bytes(any);
     config.attrs = &attribute, config.numAttrs = 1;
-    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, cluster), &config));
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, any), &config));
     if (count < 1) fail("no cluster of ", cluster, " blocks fits on this GPU");
   }
   return count;
@@ -212,19 +258,19 @@ int clusters_at_once(int cluster) {
 }  // namespace
 
 void prepare_product_persistent() {
-  for (const int cluster : {2, 4}) {
+  for (const Variant& v : persistent_variants()) {
     for (const Format format : {Format::half, Format::int8, Format::fp8}) {
-      for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, cluster), kSharedBytes); });
+      for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, v), shared_bytes(v)); });
     }
-    clusters_at_once(cluster);
+    clusters_at_once(v.share);
   }
 }
 
 void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                         const CUtensorMap& weights, const Product& product, int rows) {
   const int cluster = variant.share;
-  const int clusters = std::min(clusters_at_once(cluster), ceil_div(rows, cluster * kRows) * ceil_div(product.columns, kTile));
-  launch(stream, {dim3(clusters * cluster), dim3(kThreads), kSharedBytes, cluster, true}, kernel_of(format, epilogue, cluster), input, weights, product);
+  const int clusters = std::min(clusters_at_once(cluster), ceil_div(rows, cluster * variant.tile_rows) * ceil_div(product.columns, variant.tile_columns));
+  launch(stream, {dim3(clusters * cluster), dim3(kThreads), shared_bytes(variant), cluster, true}, kernel_of(format, epilogue, variant), input, weights, product);
 }
 
 }  // namespace bert

@@ -46,15 +46,35 @@ const CUtensorMap& BoxMaps::of(int box_rows) const {
 int Variant::input_rows() const { return way == Way::persistent ? tile_rows : tile_rows / share; }
 int Variant::box_rows() const { return way == Way::persistent ? tile_columns / share : tile_columns / pair; }
 
+namespace {
+
+constexpr int kPersistentShapes[][2] = {{64, 256}, {128, 192}, {128, 256}};  // rows and columns of a tile
+
+}  // namespace
+
+std::vector<Variant> persistent_variants() {
+  std::vector<Variant> all;
+  for (const auto& [rows, columns] : kPersistentShapes) {
+    for (const int share : {2, 4}) all.push_back(Variant::persistent_of(rows, columns, share));
+  }
+  return all;
+}
+
 std::vector<int> Variant::numbers() const {
   if (way == Way::library) return {0, 1, 1};
-  if (way == Way::persistent) return {256, 1, share};
+  if (way == Way::persistent) {
+    const auto* shape = std::find_if(std::begin(kPersistentShapes), std::end(kPersistentShapes), [&](const auto& s) { return s[0] == tile_rows && s[1] == tile_columns; });
+    return {256, static_cast<int>(shape - std::begin(kPersistentShapes)) + 1, share};
+  }
   return {tile_rows, tile_columns, split, half_sums, share, pair, resident, early, prefetch};
 }
 
 std::optional<Variant> Variant::from(const std::vector<int>& n) {
   if (n == std::vector<int>{0, 1, 1}) return of_library();
-  if (n.size() == 3 && n[0] == 256 && n[1] == 1) return persistent_of(n[2]);
+  if (n.size() == 3 && n[0] == 256 && n[1] >= 1 && n[1] <= static_cast<int>(std::size(kPersistentShapes))) {
+    const auto& [rows, columns] = kPersistentShapes[n[1] - 1];
+    return persistent_of(rows, columns, n[2]);
+  }
   Variant v;
   int* const members[] = {&v.tile_rows, &v.tile_columns, &v.split, &v.half_sums, &v.share, &v.pair, &v.resident, &v.early, &v.prefetch};
   if (n.size() < 4 || n.size() > std::size(members)) return {};  // three numbers: an older version's tiles
@@ -107,7 +127,7 @@ double estimate(const Variant& v, int rows, int columns, int boxes, int multipro
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors) {
   // Many rows: the persistent kernel, in FP16 also its nearest rival. A search through the rest would only cost time.
   const bool half = format == Format::half;
-  std::vector<Variant> for_many = {Variant::persistent_of(2), Variant::persistent_of(4)};
+  std::vector<Variant> for_many = persistent_variants();
   if (rows > (half ? 4096 : 8 * kRowBox)) {
     if (half) for_many.push_back({Way::few, 128, 128, 1});
     return for_many;

@@ -75,20 +75,23 @@ struct Variant {
   int early = 1;       // the next kernel may start before the products, not after them
   int prefetch = 0;    // bring the next product's weights into the L2 cache
 
-  static Variant persistent_of(int share) { return {Way::persistent, 64, 256, 1, 0, share}; }
+  static Variant persistent_of(int rows, int columns, int share) { return {Way::persistent, rows, columns, 1, 0, share}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'
 
-  // As numbers, for JSON: [0, 1, 1] is the library, [256, 1, share] the persistent kernel, the rest in the order of the members
-  // from tile_rows on; at least the first four of them are given.
+  // As numbers, for JSON: [0, 1, 1] is the library, [256, shape, share] the persistent kernel with tiles of 64 x 256 (1) or
+  // 128 x 192 (2) in turns, or of 128 x 256 together (3); the rest in the order of the members from tile_rows on; at least the
+  // first four of them are given.
   std::vector<int> numbers() const;
   static std::optional<Variant> from(const std::vector<int>& numbers);  // nothing for what does not exist
   bool exists(Format format, int boxes) const;                          // boxes: 128 bytes of the depth each
   bool operator==(const Variant& other) const { return numbers() == other.numbers(); }
 };
 
+// Every way to run the persistent kernel.
+std::vector<Variant> persistent_variants();
 // Variants worth timing for a product of this size.
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors);
 // What to try of the best of them, always as many; some may not exist.

@@ -10,7 +10,7 @@ namespace bert {
 
 constexpr int kPitch = 128 + 16;          // bytes of a row in a warp's buffer; + 16 keeps accesses apart
 constexpr int kChunkBytes = 16 * kPitch;  // a warp's buffer
-constexpr int kLines = 4;                 // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes
+constexpr int kLines = 4;                 // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes, at most
 
 // Fetch a warp's 16 x 64 values of the residual, whole lines.
 __device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, int first_row, int first_column, int rows) {
@@ -20,6 +20,14 @@ __device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, i
     const int row = first_row + i * 4 + lane / 8;
     lines[i] = row < rows && column < p.columns ? __ldcg(reinterpret_cast<const uint4*>(p.residual + static_cast<size_t>(row) * p.columns + column)) : uint4{};
   }
+}
+
+// Fetch the first kAhead chunks of a tile kTile columns wide.
+template <int kTile, int kAhead>
+__device__ inline void load_residuals(uint4 (&residual)[kAhead][kLines], const Product& p, int first_row, int first_column, int rows) {
+  static_assert(kTile % 64 == 0 && kAhead <= kTile / 64);
+#pragma unroll
+  for (int c = 0; c < kAhead; ++c) load_residual(residual[c], p, first_row, first_column + 64 * c, rows);
 }
 
 // What the columns of a tile need, for two columns at a time.
@@ -34,18 +42,21 @@ __device__ inline float4 pair_values(Format format, const float2& scale, const f
 
 // Rows go through shared memory (`buffer`, kChunkBytes) 128 bytes at a time, so that the residual is read and the output written
 // in whole lines. `norms` are those of the warp's rows, first_row its first one in the matrix; residual: the first kAhead chunks.
-template <Format kFormat, Epilogue kEpilogue, int kTile, int kAhead>
+template <Format kFormat, Epilogue kEpilogue, int kTile, int kAhead, int kBatch>
 __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Norm* norms,
                             const ColumnPairs& columns, char* buffer, int first_row, int first_column, int rows) {
   using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
   using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
   constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
   constexpr bool kFactors = kFormat != Format::half && has_norms(kEpilogue);
-  constexpr int kChunk = 128 / sizeof(Out);                                           // columns handled at a time
+  // Columns handled at a time: of 128 bytes, or of 96 where that does not divide the tile.
+  constexpr int kChunk = (kTile % (128 / sizeof(Out)) == 0 ? 128 : 96) / sizeof(Out), kVectors = kChunk * sizeof(Out) / 16, kAccesses = kVectors / 2;
+  static_assert(kTile % kChunk == 0 && (!kResidual || kVectors == 8));
   // Columns' values come from shared memory for kBatch x 8 columns at once, one batch ahead: one by one, each waits for the last
   // one's result to be stored.
-  constexpr int kBatch = 4, kBatches = kTile / 8 / kBatch, kChunkBatches = kChunk / 8 / kBatch;
-  const int lane = threadIdx.x % kWarp, line = lane / 8, vector = lane % 8 * 16;      // line, vector: 16-byte accesses
+  constexpr int kBatches = kTile / 8 / kBatch, kChunkBatches = kChunk / 8 / kBatch;
+  static_assert(kChunk % (8 * kBatch) == 0);
+  const int lane = threadIdx.x % kWarp;
   const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
   Norm norm0{}, norm1{};
   if (has_norms(kEpilogue)) norm0 = norms[row0], norm1 = norms[row0 + 8];
@@ -63,11 +74,10 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
   load_values(0);
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
-    const int column = first_column + c * kChunk + vector / static_cast<int>(sizeof(Out));
     if (first_column + c * kChunk >= p.columns) break;
     if (kResidual) {
 #pragma unroll
-      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + line) * kPitch + vector) = residual[c % kAhead][i];
+      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + lane / 8) * kPitch + lane % 8 * 16) = residual[c % kAhead][i];
       __syncwarp();
       if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
     }
@@ -107,13 +117,16 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
       }
     }
     __syncwarp();
-    uint4 lines[kLines];
+    uint4 lines[kAccesses];
+    constexpr bool kEven = kWarp % kVectors == 0;
+    const auto line = [&](int i) { return kEven ? i * (kWarp / kVectors) + lane / kVectors : (i * kWarp + lane) / kVectors; };
+    const auto vector = [&](int i) { return (kEven ? lane % kVectors : (i * kWarp + lane) % kVectors) * 16; };
 #pragma unroll
-    for (int i = 0; i < kLines; ++i) lines[i] = *reinterpret_cast<const uint4*>(buffer + (i * 4 + line) * kPitch + vector);
+    for (int i = 0; i < kAccesses; ++i) lines[i] = *reinterpret_cast<const uint4*>(buffer + line(i) * kPitch + vector(i));
     __syncwarp();
 #pragma unroll
-    for (int i = 0; i < kLines; ++i) {
-      const int row = first_row + i * 4 + line;
+    for (int i = 0; i < kAccesses; ++i) {
+      const int row = first_row + line(i), column = first_column + c * kChunk + vector(i) / static_cast<int>(sizeof(Out));
       if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = lines[i];
     }
   }

@@ -31,17 +31,19 @@ __device__ inline void merge_lanes(float& count, float& mean, float& squares, in
 }
 
 // `lanes` neighbouring threads of a warp (a power of two) combine one row, each every lanes-th tile; all get the result.
+// kAtOnce: a thread's loads under way.
+template <int kAtOnce = 8>
 __device__ inline Norm combine(const RowStats& stats, int row, int hidden, float eps, int lanes) {
   float count = 0, mean = 0, squares = 0;
-  for (int first = 0; first < stats.tiles; first += 8 * lanes) {  // eight loads under way at once
-    float2 some[8];
+  for (int first = 0; first < stats.tiles; first += kAtOnce * lanes) {
+    float2 some[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kAtOnce; ++i) {
       const int tile = first + threadIdx.x % lanes + i * lanes;
       if (tile < stats.tiles) some[i] = __ldcg(stats.data + static_cast<size_t>(row) * stats.tiles + tile);
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kAtOnce; ++i) {
       const int tile = first + threadIdx.x % lanes + i * lanes;
       if (tile < stats.tiles) merge(count, mean, squares, some[i], static_cast<float>(min(stats.width, hidden - tile * stats.width)));
     }

@@ -69,6 +69,10 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BERT_TEXT96 \
+  BERT_TEXT64 ", "  \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define BERT_TEXT128 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -84,6 +88,7 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
 #define BERT_D32(C, i) BERT_D16(C, i), BERT_D16(C, i + 16)
 #define BERT_D48(C, i) BERT_D32(C, i), BERT_D16(C, i + 32)
 #define BERT_D64(C, i) BERT_D32(C, i), BERT_D32(C, i + 32)
+#define BERT_D96(C, i) BERT_D64(C, i), BERT_D32(C, i + 64)
 #define BERT_D128(C, i) BERT_D64(C, i), BERT_D64(C, i + 64)
 
 // N, half of it, format, constraint of the sums, instruction, scale operands, and the places of a, b, p behind the results.
@@ -104,6 +109,7 @@ BERT_MULTIPLY_ALL(48, 24, "24", "25", "26")
 BERT_MULTIPLY_ALL(64, 32, "32", "33", "34")
 BERT_MULTIPLY_ALL(96, 48, "48", "49", "50")
 BERT_MULTIPLY_ALL(128, 64, "64", "65", "66")
+BERT_MULTIPLY_ALL(192, 96, "96", "97", "98")
 BERT_MULTIPLY_ALL(256, 128, "128", "129", "130")
 
 #define BERT_MULTIPLY_REGISTERS(kN, H, TRANSPOSED, ORDER, A0, A1, A2, A3, B, P)                                                       \
@@ -127,12 +133,14 @@ BERT_MULTIPLY_REGISTERS(64, 32, true, "1", "32", "33", "34", "35", "36", "37")
 #undef BERT_D32
 #undef BERT_D48
 #undef BERT_D64
+#undef BERT_D96
 #undef BERT_D128
 #undef BERT_TEXT16
 #undef BERT_TEXT24
 #undef BERT_TEXT32
 #undef BERT_TEXT48
 #undef BERT_TEXT64
+#undef BERT_TEXT96
 #undef BERT_TEXT128
 
 // kSteps multiplications along the depth, as one group: the operands of each lie 32 bytes behind those of the one before.
