@@ -40,7 +40,7 @@ ProductSearch::Choice ProductSearch::at(int rows) const {
 
 // Before any timing: the persistent kernel where there is enough for it, otherwise what is expected to be fastest.
 Variant ProductSearch::guess(int rows, const ProductSize& size) const {
-  if (ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= multiprocessors_) return Variant::persistent_of(64, 256, 2);
+  if (ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= multiprocessors_) return persistent_variants().front();
   return variants(format_, rows, size.columns, size.boxes, multiprocessors_).front();
 }
 

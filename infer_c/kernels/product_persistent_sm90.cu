@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor, two warpgroups that take turns at tiles of 64 x 256, so that one
-// finishes its tile (epilogue) while the other keeps the tensor cores busy. One warp feeds a ring of 5 stages of 40 KB through
-// the copy engine; two more fetch what the epilogues need. The 2 or 4 blocks of a cluster work on neighbouring rows with the same
-// weights: each fetches its part of them and multicasts it. A turn's products run at the tensor cores' rate; what limits is how long
-// the other group's epilogue takes where the depth is 1,024 or less, and, in passes that last, power (docs/kernels.md).
+// Hopper product for many rows: one block a multiprocessor, two warpgroups that multiply, a warp that feeds a ring of stages of 40 or
+// 48 KB through the copy engine, and two warps that fetch what the epilogues need. The two blocks of a cluster work on neighbouring
+// rows with the same weights: each fetches half of them and multicasts it. What limits long passes is power, of which bringing a
+// tile's operands into shared memory is a fifth (docs/kernels.md): hence tiles as large as registers allow.
 #include <algorithm>
 #include <map>
 #include <mutex>
-#include <utility>
 
 #include "launch.h"
 #include "product_instances.h"
@@ -17,6 +15,7 @@ namespace bert {
 
 namespace {
 
+constexpr int kCluster = 2;  // 132 multiprocessors hold 66 clusters of 2, but fewer than 33 of 4
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
@@ -25,8 +24,8 @@ constexpr int kRowBytes = 128;                          // of a stage: the swizz
 constexpr int kBlockBytes = 64 * kRowBytes;             // the 64 rows of one wgmma
 constexpr int kSharedLimit = 232448;                    // 227 KB is what a block can have
 
-// How a block cuts the result. In turns: kBlocks x 64 rows by kColumns are a group's, and while one group finishes its tile the other
-// multiplies. Together: both groups multiply, each its own rows, with the same weights, and both finish.
+// How a block cuts the result. In turns: kBlocks x 64 rows by kColumns are a group's, and while one group finishes its tile the
+// other keeps the tensor cores busy. Together: both groups multiply, each its own rows, with the same weights, and both finish.
 template <int kBlocks_, int kColumns_, bool kTurns_>
 struct PersistentShape {
   static constexpr int kBlocks = kBlocks_, kColumns = kColumns_;
@@ -45,14 +44,15 @@ struct PersistentShape {
     float2 factors[kColumns / 2];
   };
 
-  static constexpr int kRest = kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + (2 * 6 + 2 * kGroups) * 8;
-  static constexpr int kStages = std::min<int>(6, (kSharedLimit - kRest) / kStageBytes);
+  static constexpr int kMostStages = 5;
+  static constexpr int kRest = kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + 2 * (kMostStages + kGroups) * 8;
+  static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
   static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8),
                 "more registers than the block has would never come");
 };
 
-template <class S, Format kFormat, Epilogue kEpilogue, int kCluster>
+template <class S, Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -208,49 +208,40 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-template <class S>
-struct Tag {
-  using Shape = S;
-};
-
-// use(Tag) of the shape of a variant.
+// use(a PersistentShape) of the variant's tiles.
 template <class Use>
 auto with_shape(const Variant& v, Use use) {
-  if (v.tile_rows == 64) return use(Tag<PersistentShape<1, 256, true>>{});
-  if (v.tile_columns == 192) return use(Tag<PersistentShape<2, 192, true>>{});
-  return use(Tag<PersistentShape<1, 256, false>>{});
+  if (v.tile_rows == 64) return use(PersistentShape<1, 256, true>{});
+  if (v.tile_columns == 192) return use(PersistentShape<2, 192, true>{});
+  return use(PersistentShape<1, 256, false>{});
 }
 
 Kernel kernel_of(Format format, Epilogue epilogue, const Variant& v) {
-  return with_shape(v, [&](auto tag) {
-    using S = typename decltype(tag)::Shape;
-    return product_instance(format, epilogue, [&](auto f, auto e) -> Kernel {
-      return v.share == 4 ? product_persistent_kernel<S, f.value, e.value, 4> : product_persistent_kernel<S, f.value, e.value, 2>;
-    });
+  return with_shape(v, [&](auto shape) {
+    return product_instance(format, epilogue, [](auto f, auto e) -> Kernel { return product_persistent_kernel<decltype(shape), f.value, e.value>; });
   });
 }
 
 size_t shared_bytes(const Variant& v) {
-  return with_shape(v, [](auto tag) { return static_cast<size_t>(decltype(tag)::Shape::kSharedBytes); });
+  return with_shape(v, [](auto shape) { return static_cast<size_t>(shape.kSharedBytes); });
 }
 
-// Clusters that fit on the machine at once: more would wait for the first ones to end. (132 multiprocessors hold 66 clusters
-// of 2 but fewer than 33 of 4, as a cluster stays within one of the chip's parts of 16 or 18.)
-int clusters_at_once(int cluster) {
-  static std::map<std::pair<int, int>, int> known;  // by device and cluster
+// Clusters that fit on the machine at once: more would wait for the first ones to end.
+int clusters_at_once() {
+  static std::map<int, int> known;  // by device
   static std::mutex mutex;
   std::lock_guard lock(mutex);
-  int& count = known[{current_device(), cluster}];
+  int& count = known[current_device()];
   if (count == 0) {
-    const Variant any = Variant::persistent_of(64, 256, cluster);
+    const Variant any = persistent_variants().front();
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    attribute.val.clusterDim = {kCluster, 1, 1};
     cudaLaunchConfig_t config{};
-    config.gridDim = dim3(cluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = shared_bytes(any);
+    config.gridDim = dim3(kCluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = shared_bytes(any);
     config.attrs = &attribute, config.numAttrs = 1;
     CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, any), &config));
-    if (count < 1) fail("no cluster of ", cluster, " blocks fits on this GPU");
+    if (count < 1) fail("no cluster of ", kCluster, " blocks fits on this GPU");
   }
   return count;
 }
@@ -262,15 +253,15 @@ void prepare_product_persistent() {
     for (const Format format : {Format::half, Format::int8, Format::fp8}) {
       for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, v), shared_bytes(v)); });
     }
-    clusters_at_once(v.share);
   }
+  clusters_at_once();
 }
 
 void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                         const CUtensorMap& weights, const Product& product, int rows) {
-  const int cluster = variant.share;
-  const int clusters = std::min(clusters_at_once(cluster), ceil_div(rows, cluster * variant.tile_rows) * ceil_div(product.columns, variant.tile_columns));
-  launch(stream, {dim3(clusters * cluster), dim3(kThreads), shared_bytes(variant), cluster, true}, kernel_of(format, epilogue, variant), input, weights, product);
+  const int tiles = ceil_div(rows, kCluster * variant.tile_rows) * ceil_div(product.columns, variant.tile_columns);
+  const Launch shape{dim3(kCluster * std::min(clusters_at_once(), tiles)), dim3(kThreads), shared_bytes(variant), kCluster, true};
+  launch(stream, shape, kernel_of(format, epilogue, variant), input, weights, product);
 }
 
 }  // namespace bert

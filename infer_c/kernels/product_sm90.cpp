@@ -54,26 +54,24 @@ constexpr int kPersistentShapes[][2] = {{64, 256}, {128, 192}, {128, 256}};  // 
 
 std::vector<Variant> persistent_variants() {
   std::vector<Variant> all;
-  for (const auto& [rows, columns] : kPersistentShapes) {
-    for (const int share : {2, 4}) all.push_back(Variant::persistent_of(rows, columns, share));
-  }
+  for (const auto& [rows, columns] : kPersistentShapes) all.push_back(Variant::persistent_of(rows, columns));
   return all;
 }
 
 std::vector<int> Variant::numbers() const {
   if (way == Way::library) return {0, 1, 1};
   if (way == Way::persistent) {
-    const auto* shape = std::find_if(std::begin(kPersistentShapes), std::end(kPersistentShapes), [&](const auto& s) { return s[0] == tile_rows && s[1] == tile_columns; });
-    return {256, static_cast<int>(shape - std::begin(kPersistentShapes)) + 1, share};
+    int shape = 0;
+    while (kPersistentShapes[shape][0] != tile_rows || kPersistentShapes[shape][1] != tile_columns) ++shape;
+    return {256, shape + 1, share};
   }
   return {tile_rows, tile_columns, split, half_sums, share, pair, resident, early, prefetch};
 }
 
 std::optional<Variant> Variant::from(const std::vector<int>& n) {
   if (n == std::vector<int>{0, 1, 1}) return of_library();
-  if (n.size() == 3 && n[0] == 256 && n[1] >= 1 && n[1] <= static_cast<int>(std::size(kPersistentShapes))) {
-    const auto& [rows, columns] = kPersistentShapes[n[1] - 1];
-    return persistent_of(rows, columns, n[2]);
+  if (n.size() == 3 && n[0] == 256 && n[1] >= 1 && n[1] <= static_cast<int>(std::size(kPersistentShapes)) && n[2] == 2) {
+    return persistent_of(kPersistentShapes[n[1] - 1][0], kPersistentShapes[n[1] - 1][1]);
   }
   Variant v;
   int* const members[] = {&v.tile_rows, &v.tile_columns, &v.split, &v.half_sums, &v.share, &v.pair, &v.resident, &v.early, &v.prefetch};
@@ -86,7 +84,7 @@ Cut cut_of(const Variant& v) { return {v.tile_rows, v.tile_columns, v.split, v.h
 
 bool Variant::exists(Format format, int boxes) const {
   if (library()) return format == Format::half;
-  if (way == Way::persistent) return share == 2 || share == 4;
+  if (way == Way::persistent) return true;
   const auto among = [](int x, std::initializer_list<int> list) { return std::find(list.begin(), list.end(), x) != list.end(); };
   const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
   if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;

@@ -69,28 +69,27 @@ struct Variant {
   int tile_rows = 128, tile_columns = 64;
   int split = 1;       // blocks that share the depth of a tile
   int half_sums = 0;   // they send each other their sums in FP16
-  int share = 1;       // neighbouring tiles that fetch their input together. Persistent kernel: blocks that fetch their weights together
+  int share = 1;       // neighbouring tiles that fetch their input together. Persistent kernel: blocks that fetch their weights together, 2
   int pair = 1;        // tiles, one below the other, that fetch their weights together
   int resident = 2;    // blocks of a multiprocessor: 2 get half of its shared memory each
   int early = 1;       // the next kernel may start before the products, not after them
   int prefetch = 0;    // bring the next product's weights into the L2 cache
 
-  static Variant persistent_of(int rows, int columns, int share) { return {Way::persistent, rows, columns, 1, 0, share}; }
+  static Variant persistent_of(int rows, int columns) { return {Way::persistent, rows, columns, 1, 0, 2}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'
 
-  // As numbers, for JSON: [0, 1, 1] is the library, [256, shape, share] the persistent kernel with tiles of 64 x 256 (1) or
-  // 128 x 192 (2) in turns, or of 128 x 256 together (3); the rest in the order of the members from tile_rows on; at least the
-  // first four of them are given.
+  // As numbers, for JSON: [0, 1, 1] is the library, [256, shape, 2] the persistent kernel with tiles of 64 x 256 (1) or 128 x 192 (2)
+  // in turns, or of 128 x 256 together (3); the rest in the order of the members from tile_rows on, at least the first four of them.
   std::vector<int> numbers() const;
   static std::optional<Variant> from(const std::vector<int>& numbers);  // nothing for what does not exist
   bool exists(Format format, int boxes) const;                          // boxes: 128 bytes of the depth each
   bool operator==(const Variant& other) const { return numbers() == other.numbers(); }
 };
 
-// Every way to run the persistent kernel.
+// Every way to run the persistent kernel; the first one suits most.
 std::vector<Variant> persistent_variants();
 // Variants worth timing for a product of this size.
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors);

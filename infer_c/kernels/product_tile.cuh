@@ -75,7 +75,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
 #pragma unroll
   for (int c = 0; c < kTile / kChunk; ++c) {
     if (first_column + c * kChunk >= p.columns) break;
-    if (kResidual) {
+    if constexpr (kResidual) {
 #pragma unroll
       for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + lane / 8) * kPitch + lane % 8 * 16) = residual[c % kAhead][i];
       __syncwarp();
