@@ -34,7 +34,7 @@ struct PersistentShape {
   static constexpr int kConsumers = kTurns ? 1 : kGroups;              // groups that read a stage
   static constexpr int kSums = kBlocks * kColumns / 2;                 // registers
   static constexpr int kFeederRegisters = kSums > 128 ? 40 : 56, kConsumerRegisters = kSums > 128 ? 232 : 224;
-  static constexpr int kBatch = kSums > 128 ? 2 : 4, kAhead = kSums > 128 ? 1 : 4;  // see finish_tile; what registers are left for
+  static constexpr int kAhead = kSums > 128 ? 1 : kColumns / 64;  // chunks of the residual fetched before the products; what registers are left for
   static constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kColumns * kRowBytes;
 
   // What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int i = r; i < kRows; i += kSideThreads) {
             const int row = min(row_of(tile) + i, rows - 1);
             side.norms[i] = combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
-            if (kEpilogue == Epilogue::residual) {  // bring it close; the epilogue fetches it late
+            if (kEpilogue == Epilogue::residual && S::kAhead * 64 < kTile) {  // bring it close; the epilogue fetches it late
               for (int k = column_of(tile); k < min(column_of(tile) + kTile, p.columns); k += 64) {
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + k));
               }
@@ -188,13 +188,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       sm90::wait(side_full + turn % 2, turn / 2 & 1);
       const ColumnPairs columns{sides[turn % 2].pairs, sides[turn % 2].factors};
-#pragma unroll
-      for (int k = 0; k < S::kBlocks; ++k) {
-        const int row = row_of(tile) + warp_row + k * 64;
-        if (kEpilogue == Epilogue::residual && k > 0) load_residuals<kTile>(residual, p, row, column_of(tile), rows);
-        finish_tile<kFormat, kEpilogue, kTile, S::kAhead, S::kBatch>(acc[k], residual, p, sides[turn % 2].norms + warp_row + k * 64, columns,
-                                                                     buffers + warp * kChunkBytes, row, column_of(tile), rows);
-      }
+      constexpr int kBatch = kEpilogue == Epilogue::residual && S::kSums > 128 ? 2 : 4;  // what registers are left for
+      finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % 2].norms + warp_row, columns,
+                                                                            buffers + warp * kChunkBytes, row_of(tile) + warp_row, column_of(tile), rows);
       if (lane == 0) sm90::arrive(side_empty + turn % 2);
       turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }

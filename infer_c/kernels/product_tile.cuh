@@ -40,10 +40,36 @@ __device__ inline float4 pair_values(Format format, const float2& scale, const f
   return format == Format::half ? make_float4(bias.x, bias.y, factor.x, factor.y) : make_float4(scale.x, scale.y, bias.x, bias.y);
 }
 
+// Mean and squared deviations of this thread's two rows (`row` and 8 below) over the tile; acc: the values as stored.
+template <int kTile>
+__device__ inline void write_tile_stats(const float (&acc)[kTile / 2], float sum0, float sum1, const Product& p, int row, int first_column, int rows) {
+  const int lane = threadIdx.x % kWarp, pair = 2 * (lane % 4), width = min(kTile, p.columns - first_column);
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
+  const float mean0 = sum0 / width, mean1 = sum1 / width;
+  float squares0 = 0, squares1 = 0;
+#pragma unroll
+  for (int j = 0; j < kTile / 8; ++j) {
+    const float* d = acc + 4 * j;
+    if (j * 8 + pair < width) {  // width is a multiple of 8
+      squares0 += (d[0] - mean0) * (d[0] - mean0) + (d[1] - mean0) * (d[1] - mean0);
+      squares1 += (d[2] - mean1) * (d[2] - mean1) + (d[3] - mean1) * (d[3] - mean1);
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
+  if (lane % 4 == 0) {
+    float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
+    if (row < rows) to[0] = make_float2(mean0, squares0);
+    if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
+  }
+}
+
 // Rows go through shared memory (`buffer`, kChunkBytes) 128 bytes at a time, so that the residual is read and the output written
-// in whole lines. `norms` are those of the warp's rows, first_row its first one in the matrix; residual: the first kAhead chunks.
-template <Format kFormat, Epilogue kEpilogue, int kTile, int kAhead, int kBatch>
-__device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Norm* norms,
+// in whole lines. The warp's rows are first_row and the 15 after it, and those 64, 128 ... below for further blocks; `norms` begin
+// with the first. residual: the first kAhead chunks of the first block.
+template <Format kFormat, Epilogue kEpilogue, int kBlocks, int kTile, int kAhead, int kBatch>
+__device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4 (&residual)[kAhead][kLines], const Product& p, const Norm* norms,
                             const ColumnPairs& columns, char* buffer, int first_row, int first_column, int rows) {
   using Out = Stored<kOutFormat<kFormat, kEpilogue>>;
   using OutPair = Pair<kOutFormat<kFormat, kEpilogue>>;
@@ -53,14 +79,12 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
   constexpr int kChunk = (kTile % (128 / sizeof(Out)) == 0 ? 128 : 96) / sizeof(Out), kVectors = kChunk * sizeof(Out) / 16, kAccesses = kVectors / 2;
   static_assert(kTile % kChunk == 0 && (!kResidual || kVectors == 8));
   // Columns' values come from shared memory for kBatch x 8 columns at once, one batch ahead: one by one, each waits for the last
-  // one's result to be stored.
-  constexpr int kBatches = kTile / 8 / kBatch, kChunkBatches = kChunk / 8 / kBatch;
+  // one's result to be stored. All blocks use them while they are there, but for residuals, which need the buffer first.
+  constexpr int kBatches = kTile / 8 / kBatch, kChunkBatches = kChunk / 8 / kBatch, kTogether = kResidual ? 1 : kBlocks;
   static_assert(kChunk % (8 * kBatch) == 0);
   const int lane = threadIdx.x % kWarp;
-  const int row0 = lane / 4, pair = 2 * (lane % 4);                                   // the results' layout, wgmma.cuh
-  Norm norm0{}, norm1{};
-  if (has_norms(kEpilogue)) norm0 = norms[row0], norm1 = norms[row0 + 8];
-  float sum0 = 0, sum1 = 0;
+  const int row0 = lane / 4, pair = 2 * (lane % 4);  // the results' layout, wgmma.cuh
+  char* const place = buffer + row0 * kPitch + pair * sizeof(Out);
   float4 values[2][kBatch];
   float2 factors[2][kBatch];
   const auto load_values = [&](int batch) {
@@ -71,86 +95,91 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kTile / 2], uint4 (&residu
       factors[batch % 2][k] = kFactors ? columns.factors[at] : float2{};
     }
   };
-  load_values(0);
 #pragma unroll
-  for (int c = 0; c < kTile / kChunk; ++c) {
-    if (first_column + c * kChunk >= p.columns) break;
-    if constexpr (kResidual) {
+  for (int block = 0; block < kBlocks; block += kTogether) {
+    Norm norm0[kTogether]{}, norm1[kTogether]{};
 #pragma unroll
-      for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + lane / 8) * kPitch + lane % 8 * 16) = residual[c % kAhead][i];
-      __syncwarp();
-      if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row, first_column + (c + kAhead) * kChunk, rows);
+    for (int t = 0; t < kTogether; ++t) {
+      if (has_norms(kEpilogue)) norm0[t] = norms[(block + t) * 64 + row0], norm1[t] = norms[(block + t) * 64 + row0 + 8];
     }
+    if (kResidual && block > 0) load_residuals<kTile>(residual, p, first_row + block * 64, first_column, rows);
+    float sum0 = 0, sum1 = 0;
+    load_values(0);
 #pragma unroll
-    for (int b = c * kChunkBatches; b < (c + 1) * kChunkBatches; ++b) {
-      if (b + 1 < kBatches) load_values(b + 1);
-      char* at[kBatch];  // in the buffer, of the first row
-      float2 x0[kBatch], x1[kBatch];
+    for (int c = 0; c < kTile / kChunk; ++c) {
+      if (first_column + c * kChunk >= p.columns) break;
+      if (kResidual) {
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        at[k] = buffer + row0 * kPitch + (((b - c * kChunkBatches) * kBatch + k) * 8 + pair) * sizeof(Out);
+        for (int i = 0; i < kLines; ++i) *reinterpret_cast<uint4*>(buffer + (i * 4 + lane / 8) * kPitch + lane % 8 * 16) = residual[c % kAhead][i];
+        __syncwarp();
+        if (c + kAhead < kTile / kChunk) load_residual(residual[c % kAhead], p, first_row + block * 64, first_column + (c + kAhead) * kChunk, rows);
+      }
+      OutPair out0[kTogether][kChunk / 8], out1[kTogether][kChunk / 8];
+#pragma unroll
+      for (int b = 0; b < kChunkBatches; ++b) {
+        const int batch = c * kChunkBatches + b;
+        if (batch + 1 < kBatches) load_values(batch + 1);
+        float2 x0[kBatch], x1[kBatch];
         if constexpr (kResidual) {
-          x0[k] = __half22float2(*reinterpret_cast<__half2*>(at[k]));
-          x1[k] = __half22float2(*reinterpret_cast<__half2*>(at[k] + 8 * kPitch));
+#pragma unroll
+          for (int k = 0; k < kBatch; ++k) {
+            const char* at = place + (b * kBatch + k) * 8 * sizeof(Out);
+            x0[k] = __half22float2(*reinterpret_cast<const __half2*>(at));
+            x1[k] = __half22float2(*reinterpret_cast<const __half2*>(at + 8 * kPitch));
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) {
+          const int j = b * kBatch + k;
+          const float4 v = values[batch % 2][k];
+          const float2 f = factors[batch % 2][k];
+          const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
+          const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
+          const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float added) {
+            return finish<kFormat, kEpilogue>(sum, column_values, norm, added, p.inverse_scale);
+          };
+#pragma unroll
+          for (int t = 0; t < kTogether; ++t) {
+            auto* d = acc[block + t] + 4 * (batch * kBatch + k);
+            out0[t][j] = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0[t], x0[k].x), done(d[1], right, norm0[t], x0[k].y));
+            out1[t][j] = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1[t], x1[k].x), done(d[3], right, norm1[t], x1[k].y));
+            if constexpr (kStats) {
+              // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
+              const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out0[t][j])), f1 = __half22float2(reinterpret_cast<const __half2&>(out1[t][j]));
+              d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
+              sum0 += f0.x + f0.y;
+              sum1 += f1.x + f1.y;
+            }
+            if (t == 0) *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out)) = out0[0][j], *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out) + 8 * kPitch) = out1[0][j];
+          }
         }
       }
 #pragma unroll
-      for (int k = 0; k < kBatch; ++k) {
-        auto* d = acc + 4 * (b * kBatch + k);
-        const float4 v = values[b % 2][k];
-        const float2 f = factors[b % 2][k];
-        const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
-        const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
-        const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float residual) {
-          return finish<kFormat, kEpilogue>(sum, column_values, norm, residual, p.inverse_scale);
-        };
-        const OutPair out0 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[0], left, norm0, x0[k].x), done(d[1], right, norm0, x0[k].y));
-        const OutPair out1 = narrow_pair<kOutFormat<kFormat, kEpilogue>>(done(d[2], left, norm1, x1[k].x), done(d[3], right, norm1, x1[k].y));
-        *reinterpret_cast<OutPair*>(at[k]) = out0, *reinterpret_cast<OutPair*>(at[k] + 8 * kPitch) = out1;
-        if constexpr (kStats) {
-          // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
-          const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out0)), f1 = __half22float2(reinterpret_cast<const __half2&>(out1));
-          d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
-          sum0 += f0.x + f0.y;
-          sum1 += f1.x + f1.y;
+      for (int t = 0; t < kTogether; ++t) {
+        if (t > 0) {
+#pragma unroll
+          for (int j = 0; j < kChunk / 8; ++j) {
+            char* at = place + j * 8 * sizeof(Out);
+            *reinterpret_cast<OutPair*>(at) = out0[t][j], *reinterpret_cast<OutPair*>(at + 8 * kPitch) = out1[t][j];
+          }
+        }
+        __syncwarp();
+        uint4 lines[kAccesses];
+        constexpr bool kEven = kWarp % kVectors == 0;
+        const auto line = [&](int i) { return kEven ? i * (kWarp / kVectors) + lane / kVectors : (i * kWarp + lane) / kVectors; };
+        const auto vector = [&](int i) { return (kEven ? lane % kVectors : (i * kWarp + lane) % kVectors) * 16; };
+#pragma unroll
+        for (int i = 0; i < kAccesses; ++i) lines[i] = *reinterpret_cast<const uint4*>(buffer + line(i) * kPitch + vector(i));
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < kAccesses; ++i) {
+          const int row = first_row + (block + t) * 64 + line(i), column = first_column + c * kChunk + vector(i) / static_cast<int>(sizeof(Out));
+          if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = lines[i];
         }
       }
     }
-    __syncwarp();
-    uint4 lines[kAccesses];
-    constexpr bool kEven = kWarp % kVectors == 0;
-    const auto line = [&](int i) { return kEven ? i * (kWarp / kVectors) + lane / kVectors : (i * kWarp + lane) / kVectors; };
-    const auto vector = [&](int i) { return (kEven ? lane % kVectors : (i * kWarp + lane) % kVectors) * 16; };
-#pragma unroll
-    for (int i = 0; i < kAccesses; ++i) lines[i] = *reinterpret_cast<const uint4*>(buffer + line(i) * kPitch + vector(i));
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kAccesses; ++i) {
-      const int row = first_row + line(i), column = first_column + c * kChunk + vector(i) / static_cast<int>(sizeof(Out));
-      if (row < rows && column < p.columns) *reinterpret_cast<uint4*>(static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column) = lines[i];
-    }
-  }
-  if constexpr (kStats) {
-    const int width = min(kTile, p.columns - first_column);
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
-    const float mean0 = sum0 / width, mean1 = sum1 / width;
-    float squares0 = 0, squares1 = 0;
-#pragma unroll
-    for (int j = 0; j < kTile / 8; ++j) {
-      const float* d = acc + 4 * j;
-      if (j * 8 + pair < width) {  // width is a multiple of 8
-        squares0 += (d[0] - mean0) * (d[0] - mean0) + (d[1] - mean0) * (d[1] - mean0);
-        squares1 += (d[2] - mean1) * (d[2] - mean1) + (d[3] - mean1) * (d[3] - mean1);
-      }
-    }
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
-    if (lane % 4 == 0) {
-      const int row = first_row + row0;
-      float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
-      if (row < rows) to[0] = make_float2(mean0, squares0);
-      if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
+    if constexpr (kStats) {
+      write_tile_stats<kTile>(acc[block], sum0, sum1, p, first_row + block * 64 + row0, first_column, rows);
     }
   }
 }
