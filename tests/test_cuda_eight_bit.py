@@ -83,7 +83,9 @@ def test_each_step_rounds_as_its_simulation(config, weights, tmp_path: Path, pre
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize(
-    "variant", [None, [128, 64, 1, 0], [64, 64, 2, 0, 2, 1, 2, 1, 1], [128, 128, 1, 0], [256, 1, 2], [256, 2, 2], [256, 3, 2]], ids=str
+    "variant",
+    [None, [128, 64, 1, 0], [64, 64, 2, 0, 2, 1, 2, 1, 1], [128, 128, 1, 0], [256, 1, 2], [256, 2, 2], [256, 3, 2]],
+    ids=str,
 )
 def test_logits(config, weights, tmp_path: Path, precision: str, variant: list[int] | None, graph: bool) -> None:
     keys = [*range(128, 1025, 128), 2048, 4096, 8192]
