@@ -10,7 +10,7 @@ namespace bert {
 
 constexpr int kPitch = 128 + 16;          // bytes of a row in a warp's buffer; + 16 keeps accesses apart
 constexpr int kChunkBytes = 16 * kPitch;  // a warp's buffer
-constexpr int kLines = 4;                 // 16-byte accesses a thread for a chunk of 16 rows by 128 bytes, at most
+constexpr int kLines = 4;                 // 16-byte accesses a thread for 16 rows by 128 bytes
 
 // Fetch a warp's 16 x 64 values of the residual, whole lines.
 __device__ inline void load_residual(uint4 (&lines)[kLines], const Product& p, int first_row, int first_column, int rows) {
@@ -85,6 +85,9 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
   const int lane = threadIdx.x % kWarp;
   const int row0 = lane / 4, pair = 2 * (lane % 4);  // the results' layout, wgmma.cuh
   char* const place = buffer + row0 * kPitch + pair * sizeof(Out);
+  const auto put = [&](int j, OutPair first, OutPair second) {
+    *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out)) = first, *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out) + 8 * kPitch) = second;
+  };
   float4 values[2][kBatch];
   float2 factors[2][kBatch];
   const auto load_values = [&](int batch) {
@@ -150,7 +153,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
               sum0 += f0.x + f0.y;
               sum1 += f1.x + f1.y;
             }
-            if (t == 0) *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out)) = out0[0][j], *reinterpret_cast<OutPair*>(place + j * 8 * sizeof(Out) + 8 * kPitch) = out1[0][j];
+            if (t == 0) put(j, out0[0][j], out1[0][j]);
           }
         }
       }
@@ -158,10 +161,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
       for (int t = 0; t < kTogether; ++t) {
         if (t > 0) {
 #pragma unroll
-          for (int j = 0; j < kChunk / 8; ++j) {
-            char* at = place + j * 8 * sizeof(Out);
-            *reinterpret_cast<OutPair*>(at) = out0[t][j], *reinterpret_cast<OutPair*>(at + 8 * kPitch) = out1[t][j];
-          }
+          for (int j = 0; j < kChunk / 8; ++j) put(j, out0[t][j], out1[t][j]);
         }
         __syncwarp();
         uint4 lines[kAccesses];
@@ -178,9 +178,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
         }
       }
     }
-    if constexpr (kStats) {
-      write_tile_stats<kTile>(acc[block], sum0, sum1, p, first_row + block * 64 + row0, first_column, rows);
-    }
+    if constexpr (kStats) write_tile_stats<kTile>(acc[block], sum0, sum1, p, first_row + block * 64 + row0, first_column, rows);
   }
 }
 
