@@ -74,12 +74,14 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
     other[i] = candidate;
     attempt(other);
   };
+  std::array<std::vector<Variant>, kProducts> candidates;
+  for (int i = 0; i < kProducts; ++i) candidates[i] = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
   const bool brief = rows <= 8 * kRowBox;
   // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again.
   const auto descend = [&](auto wanted) {
     for (int round = 0; round < (brief ? kRounds : 1); ++round) {
       for (int i = 0; i < kProducts; ++i) {
-        for (Variant candidate : variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_)) {
+        for (Variant candidate : candidates[i]) {
           if (!wanted(candidate)) continue;
           if (round > 0 && candidate.way == Way::few && choice[i].way == Way::few) candidate.early = choice[i].early, candidate.prefetch = choice[i].prefetch;
           attempt_one(i, candidate);
@@ -87,7 +89,8 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
       }
       for (int i = 0; i < kProducts; ++i) {
         for (size_t k = 0; k < refinements(choice[i]).size(); ++k) {
-          if (wanted(refinements(choice[i])[k])) attempt_one(i, refinements(choice[i])[k]);
+          const Variant candidate = refinements(choice[i])[k];
+          if (wanted(candidate)) attempt_one(i, candidate);
         }
       }
     }
@@ -98,9 +101,8 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
     const auto beside = [](const Variant& v) { return v.way == Way::few && v.resident == 2; };
     const Choice first = choice;
     for (int i = 0; i < kProducts; ++i) {
-      const std::vector<Variant> all = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
-      const auto found = std::find_if(all.begin(), all.end(), beside);
-      if (found != all.end()) choice[i] = *found;
+      const auto found = std::find_if(candidates[i].begin(), candidates[i].end(), beside);
+      if (found != candidates[i].end()) choice[i] = *found;
     }
     best = Replay(stream, pass);
     descend(beside);

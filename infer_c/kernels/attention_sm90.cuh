@@ -42,6 +42,8 @@ void with_constants(int head_size, Format format, const F& f) {
   }
 }
 
+using sm90::Rows;
+
 // --- softmax; in base 2 ---
 
 // What scores are multiplied by: log2(e) / sqrt(head size).
@@ -55,11 +57,6 @@ __device__ inline float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-
-// Something of each of a thread's two rows (wgmma.cuh).
-struct Rows {
-  float a, b;
-};
 
 // Largest scores of the rows, `most` included; the four threads of a row agree.
 template <int kCount>
@@ -75,12 +72,6 @@ __device__ inline Rows row_max(const float (&s)[kCount], Rows most) {
     most.b = fmaxf(most.b, __shfl_xor_sync(~0u, most.b, i));
   }
   return most;
-}
-
-__device__ inline Rows quad_sum(Rows s) {
-#pragma unroll
-  for (int i = 1; i < 4; i *= 2) s.a += __shfl_xor_sync(~0u, s.a, i), s.b += __shfl_xor_sync(~0u, s.b, i);
-  return s;
 }
 
 // Columns from `keys` on do not exist.

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   uint32_t weights[kKeys / 16][4];
   exponentials(s, scale, {most.a * scale, most.b * scale}, sum);
   narrow(s, weights);
-  sum = quad_sum(sum);
+  sum = sm90::quad_sum(sum);
   sm90::wait(value_ready, 0);
   sm90::pin(out);
   sm90::multiply_fence();

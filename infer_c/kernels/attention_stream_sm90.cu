@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::pin(out);
         if (last_use) release(step);
       }
-      sum = quad_sum(sum);
+      sum = sm90::quad_sum(sum);
       const int row = tile * kTile;
       store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.head * kHead, hidden, out,
                                  {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, share.length - row);

@@ -98,6 +98,11 @@ __device__ inline void sum_rows(float (&x)[2]) {
   }
 }
 
+template <class S>
+__device__ inline float2 tile_stats(const RowStats& stats, const Share<S>& my, int r, int tile) {
+  return __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile);
+}
+
 // Statistics of both rows, each tile of them by one of the lanes that hold the row.
 template <class S>
 __device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my) {
@@ -106,7 +111,7 @@ __device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& s
 #pragma unroll
     for (int i = 0; i < S::kHeld; ++i) {
       const int tile = my.row_lane + i * S::kRowLanes;
-      held[r][i] = tile < stats.tiles ? __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile) : float2{};
+      held[r][i] = tile < stats.tiles ? tile_stats(stats, my, r, tile) : float2{};
     }
   }
 }
@@ -127,7 +132,7 @@ __device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S
     for (int tile = my.row_lane + S::kHeld * S::kRowLanes; tile < stats.tiles; tile += S::kRowLanes) {
       const float width = static_cast<float>(min(stats.width, wide - tile * stats.width));
 #pragma unroll
-      for (int r = 0; r < 2; ++r) add(r, __ldcg(stats.data + static_cast<size_t>(min(my.rows[r], my.end - 1)) * stats.tiles + tile), width);
+      for (int r = 0; r < 2; ++r) add(r, tile_stats(stats, my, r, tile), width);
     }
   };
   const float share = __fdividef(1.f, static_cast<float>(wide));

@@ -18,7 +18,7 @@ namespace {
 constexpr int kCluster = 2;  // 132 multiprocessors hold 66 clusters of 2, but fewer than 33 of 4
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
-constexpr int kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
+constexpr int kSides = 2, kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
 constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
 constexpr int kRowBytes = 128;                          // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kBlockBytes = 64 * kRowBytes;             // the 64 rows of one wgmma
@@ -45,7 +45,7 @@ struct PersistentShape {
   };
 
   static constexpr int kMostStages = 5;
-  static constexpr int kRest = kConsumerWarps * kChunkBytes + kGroups * sizeof(Side) + 2 * (kMostStages + kGroups) * 8;
+  static constexpr int kRest = kConsumerWarps * kChunkBytes + kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
   static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
   static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8),
@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) char shared[];
   char* buffers = shared + kStages * kStageBytes;
   Side* sides = reinterpret_cast<Side*>(buffers + kConsumerWarps * kChunkBytes);
-  uint64_t* full = reinterpret_cast<uint64_t*>(sides + kGroups);
+  uint64_t* full = reinterpret_cast<uint64_t*>(sides + kSides);
   uint64_t* empty = full + kStages;
-  uint64_t* side_full = empty + kStages;  // of two `Side`s, for every other tile
-  uint64_t* side_empty = side_full + kGroups;
+  uint64_t* side_full = empty + kStages;  // of the `Side`s, which tiles take in turn
+  uint64_t* side_empty = side_full + kSides;
 
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::barrier_init(full + i, 1);
       sm90::barrier_init(empty + i, kCluster * S::kConsumers * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
-    for (int i = 0; i < kGroups; ++i) {
+    for (int i = 0; i < kSides; ++i) {
       sm90::barrier_init(side_full + i, kSideWarps);
       sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps);
     }
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       int turn = 0;
       for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
         const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp, column = column_of(tile) + 4 * r;
-        Side& side = sides[turn % 2];
-        sm90::wait(side_empty + turn % 2, (turn / 2 & 1) ^ 1);
+        Side& side = sides[turn % kSides];
+        sm90::wait(side_empty + turn % kSides, (turn / kSides & 1) ^ 1);
         if (4 * r < kTile) {
           float4 scale{}, bias{}, factor{};
           if (column < p.columns) {
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
         __syncwarp();
-        if (lane == 0) sm90::arrive(side_full + turn % 2);
+        if (lane == 0) sm90::arrive(side_full + turn % kSides);
       }
     }
   } else {
@@ -186,12 +186,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int k = 0; k < S::kBlocks; ++k) sm90::pin(acc[k]);
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
-      sm90::wait(side_full + turn % 2, turn / 2 & 1);
-      const ColumnPairs columns{sides[turn % 2].pairs, sides[turn % 2].factors};
+      sm90::wait(side_full + turn % kSides, turn / kSides & 1);
+      const ColumnPairs columns{sides[turn % kSides].pairs, sides[turn % kSides].factors};
       constexpr int kBatch = kEpilogue == Epilogue::residual && S::kSums > 128 ? 2 : 4;  // what registers are left for
-      finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % 2].norms + warp_row, columns,
+      finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % kSides].norms + warp_row, columns,
                                                                             buffers + warp * kChunkBytes, row_of(tile) + warp_row, column_of(tile), rows);
-      if (lane == 0) sm90::arrive(side_empty + turn % 2);
+      if (lane == 0) sm90::arrive(side_empty + turn % kSides);
       turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }
   }
@@ -222,8 +222,9 @@ size_t shared_bytes(const Variant& v) {
   return with_shape(v, [](auto shape) { return static_cast<size_t>(shape.kSharedBytes); });
 }
 
-// Clusters that fit on the machine at once: more would wait for the first ones to end.
-int clusters_at_once() {
+// Clusters that fit on the machine at once: more would wait for the first ones to end. As many of every instance, each of which takes
+// a multiprocessor for itself; asked of one that is prepared.
+int clusters_at_once(Format format) {
   static std::map<int, int> known;  // by device
   static std::mutex mutex;
   std::lock_guard lock(mutex);
@@ -236,7 +237,7 @@ int clusters_at_once() {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(kCluster), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = shared_bytes(any);
     config.attrs = &attribute, config.numAttrs = 1;
-    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(Format::half, Epilogue::norm, any), &config));
+    CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_of(format, Epilogue::residual, any), &config));
     if (count < 1) fail("no cluster of ", kCluster, " blocks fits on this GPU");
   }
   return count;
@@ -244,19 +245,17 @@ int clusters_at_once() {
 
 }  // namespace
 
-void prepare_product_persistent() {
+void prepare_product_persistent(Format format) {
   for (const Variant& v : persistent_variants()) {
-    for (const Format format : {Format::half, Format::int8, Format::fp8}) {
-      for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, v), shared_bytes(v)); });
-    }
+    for_epilogues(format, [&](Epilogue epilogue) { allow_shared(kernel_of(format, epilogue, v), shared_bytes(v)); });
   }
-  clusters_at_once();
+  clusters_at_once(format);
 }
 
 void product_persistent(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input,
                         const CUtensorMap& weights, const Product& product, int rows) {
   const int tiles = ceil_div(rows, kCluster * variant.tile_rows) * ceil_div(product.columns, variant.tile_columns);
-  const Launch shape{dim3(kCluster * std::min(clusters_at_once(), tiles)), dim3(kThreads), shared_bytes(variant), kCluster, true};
+  const Launch shape{dim3(kCluster * std::min(clusters_at_once(format), tiles)), dim3(kThreads), shared_bytes(variant), kCluster, true};
   launch(stream, shape, kernel_of(format, epilogue, variant), input, weights, product);
 }
 

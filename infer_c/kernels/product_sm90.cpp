@@ -174,7 +174,7 @@ std::vector<Variant> refinements(const Variant& variant) {
 
 void prepare_products(Format format) {
   prepare_product_few(format);
-  prepare_product_persistent();
+  prepare_product_persistent(format);
 }
 
 }  // namespace bert

@@ -114,7 +114,7 @@ class BoxMaps {
 // Before the first launch of a format, on each device.
 void prepare_products(Format format);
 void prepare_product_few(Format format);
-void prepare_product_persistent();
+void prepare_product_persistent(Format format);
 
 void product_few(cudaStream_t stream, const Variant& variant, Format format, Epilogue epilogue, const CUtensorMap& input, const CUtensorMap& weights,
                  const Product& product, int rows);

@@ -40,28 +40,26 @@ __device__ inline float4 pair_values(Format format, const float2& scale, const f
   return format == Format::half ? make_float4(bias.x, bias.y, factor.x, factor.y) : make_float4(scale.x, scale.y, bias.x, bias.y);
 }
 
-// Mean and squared deviations of this thread's two rows (`row` and 8 below) over the tile; acc: the values as stored.
+// Mean and squared deviations of this thread's two rows (`row` and 8 below) over the tile; acc: the values as stored, sum: this thread's.
 template <int kTile>
-__device__ inline void write_tile_stats(const float (&acc)[kTile / 2], float sum0, float sum1, const Product& p, int row, int first_column, int rows) {
+__device__ inline void write_tile_stats(const float (&acc)[kTile / 2], sm90::Rows sum, const Product& p, int row, int first_column, int rows) {
   const int lane = threadIdx.x % kWarp, pair = 2 * (lane % 4), width = min(kTile, p.columns - first_column);
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) sum0 += __shfl_xor_sync(~0u, sum0, step), sum1 += __shfl_xor_sync(~0u, sum1, step);
-  const float mean0 = sum0 / width, mean1 = sum1 / width;
-  float squares0 = 0, squares1 = 0;
+  sum = sm90::quad_sum(sum);
+  const sm90::Rows mean{sum.a / width, sum.b / width};
+  sm90::Rows squares{};
 #pragma unroll
   for (int j = 0; j < kTile / 8; ++j) {
     const float* d = acc + 4 * j;
     if (j * 8 + pair < width) {  // width is a multiple of 8
-      squares0 += (d[0] - mean0) * (d[0] - mean0) + (d[1] - mean0) * (d[1] - mean0);
-      squares1 += (d[2] - mean1) * (d[2] - mean1) + (d[3] - mean1) * (d[3] - mean1);
+      squares.a += (d[0] - mean.a) * (d[0] - mean.a) + (d[1] - mean.a) * (d[1] - mean.a);
+      squares.b += (d[2] - mean.b) * (d[2] - mean.b) + (d[3] - mean.b) * (d[3] - mean.b);
     }
   }
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) squares0 += __shfl_xor_sync(~0u, squares0, step), squares1 += __shfl_xor_sync(~0u, squares1, step);
+  squares = sm90::quad_sum(squares);
   if (lane % 4 == 0) {
     float2* to = p.out_stats.data + static_cast<size_t>(row) * p.out_stats.tiles + first_column / kTile;
-    if (row < rows) to[0] = make_float2(mean0, squares0);
-    if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean1, squares1);
+    if (row < rows) to[0] = make_float2(mean.a, squares.a);
+    if (row + 8 < rows) to[8 * p.out_stats.tiles] = make_float2(mean.b, squares.b);
   }
 }
 
@@ -106,7 +104,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
       if (has_norms(kEpilogue)) norm0[t] = norms[(block + t) * 64 + row0], norm1[t] = norms[(block + t) * 64 + row0 + 8];
     }
     if (kResidual && block > 0) load_residuals<kTile>(residual, p, first_row + block * 64, first_column, rows);
-    float sum0 = 0, sum1 = 0;
+    sm90::Rows sum{};
     load_values(0);
 #pragma unroll
     for (int c = 0; c < kTile / kChunk; ++c) {
@@ -150,8 +148,8 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
               // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
               const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out0[t][j])), f1 = __half22float2(reinterpret_cast<const __half2&>(out1[t][j]));
               d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
-              sum0 += f0.x + f0.y;
-              sum1 += f1.x + f1.y;
+              sum.a += f0.x + f0.y;
+              sum.b += f1.x + f1.y;
             }
             if (t == 0) put(j, out0[0][j], out1[0][j]);
           }
@@ -178,7 +176,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], uint4
         }
       }
     }
-    if constexpr (kStats) write_tile_stats<kTile>(acc[block], sum0, sum1, p, first_row + block * 64 + row0, first_column, rows);
+    if constexpr (kStats) write_tile_stats<kTile>(acc[block], sum, p, first_row + block * 64 + row0, first_column, rows);
   }
 }
 

@@ -34,6 +34,18 @@ __device__ inline void multiply_wait() {
 template <Format kFormat>
 using Sum = std::conditional_t<kFormat == Format::int8, int, float>;
 
+// Something of each of a thread's two rows of results.
+struct Rows {
+  float a, b;
+};
+
+// Sums over the four threads that hold a row.
+__device__ inline Rows quad_sum(Rows s) {
+#pragma unroll
+  for (int i = 1; i < 4; i *= 2) s.a += __shfl_xor_sync(~0u, s.a, i), s.b += __shfl_xor_sync(~0u, s.b, i);
+  return s;
+}
+
 // Keep the compiler from moving uses of the accumulators across the asynchronous multiplication.
 template <int kCount>
 __device__ inline void pin(float (&d)[kCount]) {
