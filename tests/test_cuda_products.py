@@ -24,7 +24,10 @@ FORMATS = {"fp16": 0, "int8": 1, "fp8": 2}
 # Numbers as in Variant (product_sm90.h): tile rows and columns, split, FP16 sums, share, pair, blocks a multiprocessor, early,
 # prefetch. Every tile, with ways to fetch, to lay out shared memory and to overlap spread over them; FP16 alone has FP16 sums.
 EITHER = [
+    (64, 48, 1, 0, 1, 1, 2, 1, 1),
+    (64, 64, 1, 0, 2, 2),
     (64, 64, 2, 0),
+    (64, 64, 4, 0, 1, 2),
     (128, 48, 2, 0, 1, 1, 2, 0),
     (128, 48, 4, 0, 2, 1, 1, 1, 1),
     (128, 64, 1, 0, 4, 1),
@@ -44,8 +47,6 @@ EITHER = [
 HALF_VARIANTS = [
     *EITHER,
     (64, 48, 4, 0, 2, 1, 2, 1, 1),
-    (64, 64, 1, 0, 2, 2),
-    (64, 64, 4, 0, 1, 2),
     (64, 96, 1, 0, 1, 2, 1, 0),
     (128, 64, 4, 1, 2, 1),
     (128, 96, 4, 1, 1, 2, 1),
