@@ -57,7 +57,7 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
   Choice& choice = choices_[key];
   const Stopwatch watch;
   Replay best(stream, pass);
-  const int runs = std::clamp(static_cast<int>(20 / best.milliseconds(watch)), 3, 9);
+  const int runs = std::clamp(static_cast<int>(20 / best.milliseconds(watch)), 3, 25);
   const auto attempt = [&](const Choice& candidate) {
     const Choice before = choice;
     choice = candidate;
