@@ -177,8 +177,7 @@ __device__ inline void send_sums(const Sum (&acc)[S::kTile / 2], char* received,
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
     }
   });
-  __syncwarp();
-  if (lane == 0) sm90::arrive(complete);
+  sm90::arrive(complete);
 }
 
 // Add what all blocks sent up.

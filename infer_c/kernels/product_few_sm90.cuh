@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
       sm90::barrier_init(full + i, 1);
       sm90::barrier_init(empty + i, S::kGroups * writers);
     }
-    sm90::barrier_init(complete, 1 + S::kFragments);
+    sm90::barrier_init(complete, 1 + S::kFragments * kWarp);
     sm90::barrier_init_fence();
     sm90::expect_bytes(complete, (kSplit - 1) * S::kSlotBytes);
   }

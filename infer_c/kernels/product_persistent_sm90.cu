@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::barrier_init(empty + i, kCluster * S::kConsumers * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
     for (int i = 0; i < kSides; ++i) {
-      sm90::barrier_init(side_full + i, kSideWarps);
+      sm90::barrier_init(side_full + i, kSideThreads);
       sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps);
     }
     sm90::barrier_init_fence();
@@ -151,8 +151,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             }
           }
         }
-        __syncwarp();
-        if (lane == 0) sm90::arrive(side_full + turn % kSides);
+        sm90::arrive(side_full + turn % kSides);
       }
     }
   } else {
