@@ -21,7 +21,7 @@ struct Operand {
   int columns = 0, depth = 0;
   const float *scale = nullptr, *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
   float inverse_scale = 0;                                           // of its input: stored value / value
-  BoxMaps maps;
+  WeightMaps maps;
 };
 
 struct Layer {
@@ -82,7 +82,7 @@ class EncoderEightBit final : public Encoder {
         Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
         p.descending = descending;
         if (i + 1 < kProducts || l + 1 < layers_.size()) p.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], format_);
-        product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), p, rows);
+        product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i]), p, rows);
       };
       // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
       normalise(0, layer.gamma, layer.beta, layer.products[0], false);
@@ -139,7 +139,7 @@ void EncoderEightBit::load(const EngineFile& file) {
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
   const auto operand = [&](const std::string& name, int columns, int depth, bool residual) {
     Operand o;
-    o.weights = static_cast<const uint8_t*>(weights_.bytes_of(name + "_kernel", format_ == Format::int8 ? "I8" : "U8", columns, depth));
+    o.weights = static_cast<const uint8_t*>(weights_.bytes_of(name + "_kernel", format_ == Format::int8 ? "I8" : "U8", columns, depth, kColumnGroup));
     o.columns = columns, o.depth = depth;
     o.scale = weights_.vector(name + "_scale", columns);
     float* bias = weights_.vector(name + "_bias", columns);
@@ -149,7 +149,7 @@ void EncoderEightBit::load(const EngineFile& file) {
     const float scale = *static_cast<const float*>(file.tensor(name + "_input_scale", "F32", {1}).data);
     if (!(scale > 0)) fail(name, "_input_scale is ", scale, "; build the engine again");
     o.inverse_scale = 1 / scale;
-    o.maps = BoxMaps(o.weights, format_, columns, depth);
+    o.maps = WeightMaps(o.weights, format_, columns, depth);
     return o;
   };
   for (int i = 0; i < config_.num_hidden_layers; ++i) {

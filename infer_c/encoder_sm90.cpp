@@ -22,7 +22,7 @@ struct Operand {
   int columns = 0, depth = 0;
   const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
   const __half* half_bias = nullptr;               // `bias` for a library's epilogue
-  BoxMaps maps;
+  WeightMaps maps;
 };
 
 struct Layer {
@@ -78,7 +78,7 @@ class EncoderSm90 final : public Encoder {
         Product product{in.tokens, o.columns, o.depth, out, o.bias, o.factor, in_stats, config_.layer_norm_eps, residual, out_stats};
         product.descending = i % 2 == 0;
         if (i + 1 < kProducts || l + 1 < layers_.size()) product.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], Format::half);
-        product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i].box_rows()), product, rows);
+        product_sm90(stream, choice[i], Format::half, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i]), product, rows);
       };
       run(0, Epilogue::norm, qkv_.data(), stats, nullptr, {});
       attend(stream, in, bucket);
@@ -165,7 +165,7 @@ void EncoderSm90::load() {
   // A product behind a LayerNorm takes its gamma and beta in; one before a residual adds the residual's LayerNorm.
   const auto folded = [&](const std::string& name, int columns) {
     Operand o;
-    __half* kernel = weights_.matrix<__half>(name + "_kernel", columns, hidden);
+    __half* kernel = weights_.matrix<__half>(name + "_kernel", columns, hidden, kColumnGroup);
     float* bias = weights_.vector(name + "_bias", columns);
     float* sums = weights_.room(columns);
     fold(nullptr, kernel, gamma, beta, sums, bias, columns, hidden);
@@ -178,7 +178,7 @@ void EncoderSm90::load() {
     Operand o;
     float* bias = weights_.vector(name + "_bias", hidden);
     add(nullptr, bias, beta, bias, hidden);
-    o.weights = weights_.matrix<__half>(name + "_kernel", hidden, depth), o.columns = hidden, o.depth = depth, o.bias = bias, o.factor = gamma;
+    o.weights = weights_.matrix<__half>(name + "_kernel", hidden, depth, kColumnGroup), o.columns = hidden, o.depth = depth, o.bias = bias, o.factor = gamma;
     return o;
   };
   for (int i = 0; i < config_.num_hidden_layers; ++i) {
@@ -192,7 +192,7 @@ void EncoderSm90::load() {
     layer.products[3] = residual(l + "output_dense", inner);
     gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "output_layernorm_beta", hidden);
-    for (Operand& o : layer.products) o.maps = BoxMaps(o.weights, Format::half, o.columns, o.depth);
+    for (Operand& o : layer.products) o.maps = WeightMaps(o.weights, Format::half, o.columns, o.depth);
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;

@@ -18,12 +18,15 @@ class Upload {
  public:
   explicit Upload(const EngineFile& file) : file_(file) {}
 
-  // (rows, columns) of the engine's own type.
+  // (rows, columns) of the engine's own type, and zeros up to a multiple of `group` rows.
   template <class T>
-  T* matrix(const std::string& name, int rows, int columns) {
-    return static_cast<T*>(copy(file_.tensor(name, std::is_same_v<T, float> ? "F32" : "F16", {rows, columns})));
+  T* matrix(const std::string& name, int rows, int columns, int group = 1) {
+    return static_cast<T*>(bytes_of(name, std::is_same_v<T, float> ? "F32" : "F16", rows, columns, group));
   }
-  void* bytes_of(const std::string& name, const char* dtype, int rows, int columns) { return copy(file_.tensor(name, dtype, {rows, columns})); }
+  void* bytes_of(const std::string& name, const char* dtype, int rows, int columns, int group = 1) {
+    const Tensor& tensor = file_.tensor(name, dtype, {rows, columns});
+    return copy(tensor.data, tensor.bytes, tensor.bytes / rows * round_up(rows, group));
+  }
   float* vector(const std::string& name, int count) { return static_cast<float*>(copy(file_.tensor(name, "F32", {count}))); }
   float* vectors(const std::string& name, int rows, int columns) { return static_cast<float*>(copy(file_.tensor(name, "F32", {rows, columns}))); }
 
@@ -37,7 +40,7 @@ class Upload {
   }
 
   // Uninitialised room beside the weights, for values derived from them.
-  float* room(int count) { return static_cast<float*>(allocate(static_cast<size_t>(count) * sizeof(float))); }
+  float* room(int count) { return reinterpret_cast<float*>(allocate(static_cast<size_t>(count) * sizeof(float))); }
 
   float* constant(int count, float value) {
     const std::vector<float> values(count, value);
@@ -47,7 +50,7 @@ class Upload {
   size_t bytes() const { return bytes_; }
 
  private:
-  void* allocate(size_t bytes) {
+  char* allocate(size_t bytes) {
     // One allocation for many tensors: 64 MB at a time, or the tensor's own size where that is more.
     const size_t rounded = (bytes + 255) / 256 * 256;
     if (blocks_.empty() || used_ + rounded > blocks_.back().bytes()) {
@@ -60,9 +63,10 @@ class Upload {
     return at;
   }
   void* copy(const Tensor& tensor) { return copy(tensor.data, tensor.bytes); }
-  void* copy(const void* data, size_t bytes) {
-    void* to = allocate(bytes);
+  void* copy(const void* data, size_t bytes, size_t room = 0) {
+    char* to = allocate(std::max(bytes, room));
     CUDA_CHECK(cudaMemcpy(to, data, bytes, cudaMemcpyHostToDevice));
+    if (room > bytes) CUDA_CHECK(cudaMemset(to + bytes, 0, room - bytes));
     return to;
   }
 

@@ -34,10 +34,10 @@ struct PersistentShape {
   static constexpr int kConsumers = kTurns ? 1 : kGroups;              // groups that read a stage
   static constexpr int kSums = kBlocks * kColumns / 2;                 // registers
   static constexpr int kFeederRegisters = kSums > 128 ? 40 : 56, kConsumerRegisters = kSums > 128 ? 232 : 224;
-  static constexpr int kAhead = kSums > 128 ? 1 : kColumns / 64;  // chunks of the residual fetched before the products; what registers are left for
+  static constexpr int kAhead = kSums > 128 ? 2 : kColumns / kColumnGroup;  // groups of the residual fetched before the products; what registers are left for
   static constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kColumns * kRowBytes;
 
-  // What the epilogue of a tile needs besides the products; fetched while the tile before is at work.
+  // What the epilogue of a tile needs besides the products, columns in the order of the results; fetched while the tile before is at work.
   struct Side {
     Norm norms[kRows];
     float4 pairs[kColumns / 2];  // ColumnPairs
@@ -45,7 +45,7 @@ struct PersistentShape {
   };
 
   static constexpr int kMostStages = 5;
-  static constexpr int kRest = kConsumerWarps * kChunkBytes + kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
+  static constexpr int kRest = kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
   static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
   static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8),
@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kDepth = kRowBytes / bytes_of(kFormat);  // columns of a stage
   constexpr int kRows = S::kRows, kTile = S::kColumns, kStages = S::kStages, kStageBytes = S::kStageBytes;
   extern __shared__ __align__(1024) char shared[];
-  char* buffers = shared + kStages * kStageBytes;
-  Side* sides = reinterpret_cast<Side*>(buffers + kConsumerWarps * kChunkBytes);
+  Side* sides = reinterpret_cast<Side*>(shared + kStages * kStageBytes);
   uint64_t* full = reinterpret_cast<uint64_t*>(sides + kSides);
   uint64_t* empty = full + kStages;
   uint64_t* side_full = empty + kStages;  // of the `Side`s, which tiles take in turn
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto load_weights = [&](int tile, int i, int s) {
         sm90::expect_bytes(full + s, kStageBytes);
         char* to = shared + s * kStageBytes + S::kInputBytes + rank * (kTile / kCluster) * kRowBytes;
-        sm90::load_box_multicast(to, &weights, i * kDepth, column_of(tile) + rank * (kTile / kCluster), full + s, (1 << kCluster) - 1);
+        sm90::load_groups_multicast(to, &weights, i * kDepth, (column_of(tile) + rank * (kTile / kCluster)) / kColumnGroup, full + s, (1 << kCluster) - 1);
       };
       const auto load_input = [&](int tile, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, row_of(tile), full + s); };
       // Weights never change: the first ones are fetched before the kernel ahead of this one has ended.
@@ -135,16 +134,17 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (kFormat != Format::half) scale = *reinterpret_cast<const float4*>(p.scale + column);
             if (has_norms(kEpilogue)) factor = *reinterpret_cast<const float4*>(p.factor + column);
           }
-          side.pairs[2 * r] = pair_values(kFormat, {scale.x, scale.y}, {bias.x, bias.y}, {factor.x, factor.y});
-          side.pairs[2 * r + 1] = pair_values(kFormat, {scale.z, scale.w}, {bias.z, bias.w}, {factor.z, factor.w});
-          *reinterpret_cast<float4*>(side.factors + 2 * r) = factor;
+          const int first = place_of_pair(2 * r), second = place_of_pair(2 * r + 1);
+          side.pairs[first] = pair_values(kFormat, {scale.x, scale.y}, {bias.x, bias.y}, {factor.x, factor.y});
+          side.pairs[second] = pair_values(kFormat, {scale.z, scale.w}, {bias.z, bias.w}, {factor.z, factor.w});
+          side.factors[first] = {factor.x, factor.y}, side.factors[second] = {factor.z, factor.w};
         }
         if (has_norms(kEpilogue)) {
 #pragma unroll 1
           for (int i = r; i < kRows; i += kSideThreads) {
             const int row = min(row_of(tile) + i, rows - 1);
             side.norms[i] = combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
-            if (kEpilogue == Epilogue::residual && S::kAhead * 64 < kTile) {  // bring it close; the epilogue fetches it late
+            if (kEpilogue == Epilogue::residual && S::kAhead * kColumnGroup < kTile) {  // bring it close; the epilogue fetches it late
               for (int k = column_of(tile); k < min(column_of(tile) + kTile, p.columns); k += 64) {
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + k));
               }
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int tile = first_tile + (S::kTurns ? group * tile_step : 0); tile < tiles; tile += step) {
       const int block_row = (S::kTurns ? 0 : group) * S::kBlocks * 64;  // in the tile
       const int warp_row = block_row + warp % kGroupWarps * 16;
-      uint4 residual[S::kAhead][kLines];
-      if (kEpilogue == Epilogue::residual) load_residuals<kTile>(residual, p, row_of(tile) + warp_row, column_of(tile), rows);
+      GroupResidual residual[S::kAhead];
+      if (kEpilogue == Epilogue::residual) load_residuals(residual, p, row_of(tile) + warp_row, column_of(tile), rows);
       sm90::Sum<kFormat> acc[S::kBlocks][kTile / 2];
 #pragma unroll
       for (int i = 0; i < S::kSums; ++i) acc[i / (kTile / 2)][i % (kTile / 2)] = 0;
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const ColumnPairs columns{sides[turn % kSides].pairs, sides[turn % kSides].factors};
       constexpr int kBatch = kEpilogue == Epilogue::residual && S::kSums > 128 ? 2 : 4;  // what registers are left for
       finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % kSides].norms + warp_row, columns,
-                                                                            buffers + warp * kChunkBytes, row_of(tile) + warp_row, column_of(tile), rows);
+                                                                            row_of(tile) + warp_row, column_of(tile), rows);
       if (lane == 0) sm90::arrive(side_empty + turn % kSides);
       turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }

@@ -10,9 +10,13 @@
 
 namespace bert {
 
-CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes) {
+namespace {
+
+// extents and box: elements, the innermost dimension first; pitches: bytes, of all dimensions but that one.
+CUtensorMap encode(const void* matrix, Format format, const std::vector<cuuint64_t>& extents, const std::vector<cuuint64_t>& pitches,
+                   const std::vector<cuuint32_t>& box) {
   // Fetched through the runtime, so that nothing links against libcuda and the module loads on machines without a driver.
-  static const auto encode = [] {
+  static const auto encode_tiled = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};
     CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
@@ -20,17 +24,29 @@ CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns,
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   CUtensorMap map{};
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const int bytes = bytes_of(format);
-  const cuuint64_t pitch[] = {static_cast<cuuint64_t>(columns) * bytes};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_bytes / bytes), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[] = {1, 1};
+  const std::vector<cuuint32_t> steps(box.size(), 1);
+  const unsigned box_bytes = box[0] * bytes_of(format);
   const CUtensorMapSwizzle swizzle = box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUtensorMapDataType type = format == Format::half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
-  const CUresult status = encode(&map, type, 2, const_cast<void*>(matrix), extents, pitch, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) fail("a tensor map of ", rows, " x ", columns, " with boxes of ", box_rows, " x ", box_bytes, " bytes was refused (", status, ")");
+  const CUresult status = encode_tiled(&map, type, static_cast<cuuint32_t>(box.size()), const_cast<void*>(matrix), extents.data(), pitches.data(), box.data(),
+                                       steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) fail("a tensor map of rows of ", extents[0], " values with boxes of ", box_bytes, " bytes was refused (", status, ")");
   return map;
+}
+
+}  // namespace
+
+CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes) {
+  const cuuint64_t width = columns, pitch = width * bytes_of(format);
+  return encode(matrix, format, {width, static_cast<cuuint64_t>(rows)}, {pitch},
+                {static_cast<cuuint32_t>(box_bytes / bytes_of(format)), static_cast<cuuint32_t>(box_rows)});
+}
+
+CUtensorMap grouped_map(const void* weights, Format format, int columns, int depth, int box_columns) {
+  const cuuint64_t width = depth, pitch = width * bytes_of(format), groups = ceil_div(columns, kColumnGroup);
+  return encode(weights, format, {width, 2, 4, 4, groups}, {pitch, 8 * pitch, 2 * pitch, kColumnGroup * pitch},
+                {static_cast<cuuint32_t>(kLineBytes / bytes_of(format)), 2, 4, 4, static_cast<cuuint32_t>(box_columns / kColumnGroup)});
 }
 
 BoxMaps::BoxMaps(const void* matrix, Format format, int rows, int columns) {
@@ -41,6 +57,21 @@ const CUtensorMap& BoxMaps::of(int box_rows) const {
   const auto* found = std::find(std::begin(kHeights), std::end(kHeights), box_rows);
   if (found == std::end(kHeights)) fail("there is no tensor map with boxes of ", box_rows, " rows");
   return maps_[found - std::begin(kHeights)];
+}
+
+CUtensorMap weights_map(const void* weights, Format format, int columns, int depth, const Variant& variant) {
+  if (variant.way == Way::persistent) return grouped_map(weights, format, columns, depth, variant.box_rows());
+  return matrix_map(weights, format, columns, depth, variant.box_rows());
+}
+
+WeightMaps::WeightMaps(const void* weights, Format format, int columns, int depth) : boxes_(weights, format, columns, depth) {
+  for (const Variant& v : persistent_variants()) grouped_.emplace_back(v.box_rows(), weights_map(weights, format, columns, depth, v));
+}
+
+const CUtensorMap& WeightMaps::of(const Variant& variant) const {
+  if (variant.way != Way::persistent) return boxes_.of(variant.box_rows());
+  const auto is_its = [&](const auto& map) { return map.first == variant.box_rows(); };
+  return std::find_if(grouped_.begin(), grouped_.end(), is_its)->second;
 }
 
 int Variant::input_rows() const { return way == Way::persistent ? tile_rows : tile_rows / share; }

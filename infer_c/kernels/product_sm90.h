@@ -96,8 +96,18 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
 // What to try of the best of them, always as many; some may not exist.
 std::vector<Variant> refinements(const Variant& variant);
 
+constexpr int kColumnGroup = 32;  // columns of a result that grouped_map orders; weights have zero rows up to a multiple of them
+
 // A tensor map over a row-major matrix: boxes of `box_rows` rows by `box_bytes` (128 or 64), swizzled over that width.
 CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes = 128);
+
+// A tensor map over weights (columns rounded up to kColumnGroup, depth), for boxes of `box_columns` (a multiple of kColumnGroup) by
+// 128 bytes, in which columns 8 q + 2 i and + 1 of each group (q, i = 0 .. 3) stand at 8 i + 2 q and + 1: there, wgmma leaves the
+// results of columns 8 q to 8 q + 7 in the registers of one thread. Its dimensions are the depth, 2 columns, q, i and the group.
+CUtensorMap grouped_map(const void* weights, Format format, int columns, int depth, int box_columns);
+
+// The map that a variant reads its weights through.
+CUtensorMap weights_map(const void* weights, Format format, int columns, int depth, const Variant& variant);
 
 // The tensor maps of one matrix, one for each height of box that a variant may ask for.
 class BoxMaps {
@@ -109,6 +119,18 @@ class BoxMaps {
  private:
   static constexpr int kHeights[] = {32, 48, 64, 96, 128, 192, 256};
   CUtensorMap maps_[sizeof kHeights / sizeof *kHeights];
+};
+
+// Those of a product's weights, as BoxMaps and for the persistent kernel.
+class WeightMaps {
+ public:
+  WeightMaps() = default;
+  WeightMaps(const void* weights, Format format, int columns, int depth);
+  const CUtensorMap& of(const Variant& variant) const;
+
+ private:
+  BoxMaps boxes_;
+  std::vector<std::pair<int, CUtensorMap>> grouped_;  // by the columns of a box
 };
 
 // Before the first launch of a format, on each device.

@@ -77,6 +77,15 @@ __device__ inline void load_box_multicast(void* destination, const CUtensorMap* 
       : "memory");
 }
 
+// The same of a map of five dimensions, whose box begins at `column` of the first and `group` of the last.
+__device__ inline void load_groups_multicast(void* destination, const CUtensorMap* map, int column, int group, uint64_t* barrier, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %4, %4, %5}], [%2], %6;" ::"r"(
+          shared_address(destination)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(0), "r"(group), "h"(mask)
+      : "memory");
+}
+
 // Plain bytes, a multiple of 16 on both sides: into shared memory, counted at `barrier`; or into the L2 cache and no further.
 __device__ inline void load_bytes(void* destination, const void* source, unsigned bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(destination)), "l"(source),

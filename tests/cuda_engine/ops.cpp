@@ -32,8 +32,9 @@ Buffer<To> to_device(const py::array_t<From, py::array::c_style>& a) {
   return buffer;
 }
 
-Buffer<uint8_t> bytes_to_device(const py::array& a) {
-  Buffer<uint8_t> buffer(a.nbytes());
+// And zeros for `more` rows after the last.
+Buffer<uint8_t> bytes_to_device(const py::array& a, int more = 0) {
+  Buffer<uint8_t> buffer(a.nbytes() / a.shape(0) * (a.shape(0) + more), true);
   CUDA_CHECK(cudaMemcpy(buffer.data(), a.data(), a.nbytes(), cudaMemcpyHostToDevice));
   return buffer;
 }
@@ -79,7 +80,7 @@ py::tuple product(const std::vector<int>& numbers, int format, int epilogue, con
   if (!given) fail("these numbers are no variant");
   const Variant variant = *given;
   const int out_tiles = ceil_div(columns, variant.tile_columns);
-  auto d_input = bytes_to_device(input), d_weights = bytes_to_device(weights);
+  auto d_input = bytes_to_device(input), d_weights = bytes_to_device(weights, round_up(columns, kColumnGroup) - columns);
   auto d_residual = to_device<__half>(residual);
   auto d_scale = to_device<float>(scale), d_bias = to_device<float>(bias), d_factor = to_device<float>(factor);
   auto d_stats = to_device<float2>(stats);
@@ -90,12 +91,12 @@ py::tuple product(const std::vector<int>& numbers, int format, int epilogue, con
   auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
   prepare_products(operands);
   const CUtensorMap input_map = matrix_map(d_input.data(), operands, rows, depth, variant.input_rows());
-  const CUtensorMap weights_map = matrix_map(d_weights.data(), operands, columns, depth, variant.box_rows());
+  const CUtensorMap map_of_weights = weights_map(d_weights.data(), operands, columns, depth, variant);
   Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
                   eps, d_residual.data(), {out_stats.data(), out_tiles, variant.tile_columns}, d_scale.data(), inverse_scale};
   p.next = d_weights.data(), p.next_bytes = static_cast<unsigned>(d_weights.bytes());  // something to prefetch
   CUDA_CHECK(cudaDeviceSynchronize());
-  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, weights_map, p, rows); };
+  const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, map_of_weights, p, rows); };
   float ms = 0;
   if (repeats > 0) {
     ms = time_ms(repeats, run);
