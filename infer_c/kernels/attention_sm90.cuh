@@ -94,6 +94,21 @@ __device__ inline void exponentials(float (&s)[kCount], float scale, Rows base, 
   }
 }
 
+// Weights 2 ** (s * scale - base) as operands of the next product, 16 columns each: results lie in registers as a left operand does.
+// Returns their sums.
+template <int kCount>
+__device__ inline Rows weigh(const float (&s)[kCount], uint32_t (&weights)[kCount / 8][4], float scale, Rows base) {
+  Rows sum{0, 0};
+#pragma unroll
+  for (int i = 0; i < kCount; i += 2) {
+    const float from = i % 4 < 2 ? -base.a : -base.b;
+    const float left = exp2_fast(fmaf(s[i], scale, from)), right = exp2_fast(fmaf(s[i + 1], scale, from));
+    (i % 4 < 2 ? sum.a : sum.b) += left + right;
+    weights[i / 8][i / 2 % 4] = narrow_pair<Format::half>(left, right);
+  }
+  return sum;
+}
+
 // Weights as operands of the next product, 16 columns each: results lie in registers as a left operand does.
 template <int kCount>
 __device__ inline void narrow(const float (&s)[kCount], uint32_t (&weights)[kCount / 8][4]) {

@@ -13,7 +13,10 @@ namespace bert::attention {
 
 constexpr int kGroups = 4;
 constexpr int kFetcher = kGroups * kGroup / kWarp;  // the first of two warps
-constexpr int kThreads = (kFetcher + 2) * kWarp;
+constexpr int kThreads = (kGroups + 1) * kGroup;    // the fetchers' warpgroup gives registers to the others
+constexpr int kFetcherRegisters = 32, kGroupRegisters = 112;
+static_assert((kFetcherRegisters + kGroups * kGroupRegisters) * kGroup <= kThreads * (65536 / kThreads / 8 * 8), "more registers than the block has would never come");
+constexpr float kMostWeight = 16384;  // half the largest power of 2 in FP16
 
 // Shared memory: a ring of kSlots boxes of keys and values, two tiles of queries for each warpgroup, barriers.
 template <int kHead>
@@ -168,11 +171,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   share.load();
   wait_for_previous();
   if (warp >= kFetcher) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFetcherRegisters));
     if (elected && warp == kFetcher) fetch_keys<kHead>(map, space, share, hidden);
     if (elected && warp == kFetcher + 1) fetch_queries<kHead>(map, space, share);
     return;
   }
 
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kGroupRegisters));
   const int group = warp / (kGroup / kWarp);
   const float scale = score_scale<kHead>();
   int box = 0, turn = 0, tile = group;  // tile: this group's next one in the sequence
@@ -206,26 +211,24 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (step + 1 == tiles && elected) sm90::arrive(space.query_empty(group, turn));
 
         if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
-        // While the maximum grows by less than 2 ** 8 the old one stays: weights may be as large as that in FP16. Every step has
-        // a key, so the maximum is finite from the first one on.
-        const Rows now = row_max(s, most);
-        const bool grown = __any_sync(~0u, !((now.a - most.a) * scale <= 8.f && (now.b - most.b) * scale <= 8.f));
-        Rows shrink;
-        if (grown) {
-          shrink = {exp2_fast((most.a - now.a) * scale), exp2_fast((most.b - now.b) * scale)};
+        // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
+        // sums tell: rescaling is for the rare row that outgrows its first scores.
+        uint32_t weights[kTile / 16][4];
+        if (step == 0) most = row_max(s, most);
+        Rows part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
+        if (__any_sync(~0u, !(part.a <= kMostWeight && part.b <= kMostWeight))) {
+          const Rows now = row_max(s, most);
+          const Rows shrink{exp2_fast((most.a - now.a) * scale), exp2_fast((most.b - now.b) * scale)};
           most = now;
           sum.a *= shrink.a, sum.b *= shrink.b;
-        }
-        exponentials(s, scale, {most.a * scale, most.b * scale}, sum);
-        if (grown && step > 0) {
 #pragma unroll
           for (int i = 0; i < kHead / 2; i += 4) {
             out[i] *= shrink.a, out[i + 1] *= shrink.a;
             out[i + 2] *= shrink.b, out[i + 3] *= shrink.b;
           }
+          part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
         }
-        uint32_t weights[kTile / 16][4];
-        narrow(s, weights);
+        sum.a += part.a, sum.b += part.b;
 
         const char* v_at = space.values((box + step) % kSlots);
         sm90::pin(out);
