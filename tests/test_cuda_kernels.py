@@ -109,6 +109,19 @@ def test_large_scores_do_not_overflow() -> None:
             assert error(out.view(np.float16), attention_reference(qkv, [200], heads)) <= 2e-3
 
 
+@pytest.mark.parametrize("growth", [3, 8, 25, 200])
+def test_scores_that_grow_along_the_keys(growth: float) -> None:
+    """Weights are relative to the first keys' largest score until one becomes too large for FP16."""
+    lengths, heads = [512, 384, 200], 40
+    qkv = np.random.default_rng(4).standard_normal((sum(lengths), 3 * heads * 64)) * 0.5
+    along = np.concatenate([np.linspace(-growth, growth, length) for length in lengths])
+    hidden = heads * 64
+    qkv[:, :hidden] += 1
+    qkv[:, hidden : 2 * hidden] += along[:, None] / 8  # 64 columns over the root of 64
+    out, _ = ops.attention(half(qkv), np.cumsum([0, *lengths], dtype=np.int32), heads, 512, True, 0)
+    assert error(out.view(np.float16), attention_reference(qkv.astype(np.float16), lengths, heads)) <= 2e-3
+
+
 @pytest.mark.parametrize(("rows", "hidden"), [(1, 8), (17, 384), (129, 1024), (3, 1000), (5, 4096)])
 def test_add_layernorm(rows: int, hidden: int) -> None:
     rng = np.random.default_rng(hidden)

@@ -84,16 +84,6 @@ __device__ inline void mask(float (&s)[kCount], int keys) {
   }
 }
 
-// Scores to weights 2 ** (s * scale - base), in place; adds them to `sum`.
-template <int kCount>
-__device__ inline void exponentials(float (&s)[kCount], float scale, Rows base, Rows& sum) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    s[i] = exp2_fast(fmaf(s[i], scale, i % 4 < 2 ? -base.a : -base.b));
-    (i % 4 < 2 ? sum.a : sum.b) += s[i];
-  }
-}
-
 // Weights 2 ** (s * scale - base) as operands of the next product, 16 columns each: results lie in registers as a left operand does.
 // Returns their sums.
 template <int kCount>
@@ -107,13 +97,6 @@ __device__ inline Rows weigh(const float (&s)[kCount], uint32_t (&weights)[kCoun
     weights[i / 8][i / 2 % 4] = narrow_pair<Format::half>(left, right);
   }
   return sum;
-}
-
-// Weights as operands of the next product, 16 columns each: results lie in registers as a left operand does.
-template <int kCount>
-__device__ inline void narrow(const float (&s)[kCount], uint32_t (&weights)[kCount / 8][4]) {
-#pragma unroll
-  for (int i = 0; i < kCount; i += 2) weights[i / 8][i / 2 % 4] = narrow_pair<Format::half>(s[i], s[i + 1]);
 }
 
 // --- storing ---

@@ -83,12 +83,9 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
       most.b = fmaxf(most.b, maxima[i * kTile + row + 8]);
     }
   }
-  Rows sum{0, 0};
   float out[kHead / 2];
   uint32_t weights[kKeys / 16][4];
-  exponentials(s, scale, {most.a * scale, most.b * scale}, sum);
-  narrow(s, weights);
-  sum = sm90::quad_sum(sum);
+  const Rows sum = sm90::quad_sum(weigh(s, weights, scale, {most.a * scale, most.b * scale}));
   sm90::wait(value_ready, 0);
   sm90::pin(out);
   sm90::multiply_fence();

@@ -15,7 +15,7 @@ constexpr int kGroups = 4;
 constexpr int kFetcher = kGroups * kGroup / kWarp;  // the first of two warps
 constexpr int kThreads = (kGroups + 1) * kGroup;    // the fetchers' warpgroup gives registers to the others
 constexpr int kFetcherRegisters = 32, kGroupRegisters = 112;
-static_assert((kFetcherRegisters + kGroups * kGroupRegisters) * kGroup <= kThreads * (65536 / kThreads / 8 * 8), "more registers than the block has would never come");
+static_assert(sm90::registers_suffice(kFetcherRegisters, kGroupRegisters, kGroups));
 constexpr float kMostWeight = 16384;  // half the largest power of 2 in FP16
 
 // Shared memory: a ring of kSlots boxes of keys and values, two tiles of queries for each warpgroup, barriers.
@@ -34,6 +34,16 @@ struct Layout {
   __device__ uint64_t* empty(int slot) const { return barriers() + kSlots + slot; }
   __device__ uint64_t* query_full(int group, int turn) const { return barriers() + 2 * kSlots + 4 * group + turn % 2; }
   __device__ uint64_t* query_empty(int group, int turn) const { return query_full(group, turn) + 2; }
+};
+
+// A box's place in the ring.
+struct Place {
+  int slot, phase;  // parity of the slot's use
+
+  template <int kSlots>
+  __device__ void next() {
+    if (++slot == kSlots) slot = 0, phase ^= 1;
+  }
 };
 
 // Walks over the (sequence, head) pairs of a block's share; empty sequences have none.
@@ -171,45 +181,46 @@ __global__ void __launch_bounds__(kThreads, 1)
   share.load();
   wait_for_previous();
   if (warp >= kFetcher) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kFetcherRegisters));
+    sm90::give_registers<kFetcherRegisters>();
     if (elected && warp == kFetcher) fetch_keys<kHead>(map, space, share, hidden);
     if (elected && warp == kFetcher + 1) fetch_queries<kHead>(map, space, share);
     return;
   }
 
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kGroupRegisters));
+  sm90::take_registers<kGroupRegisters>();
   const int group = warp / (kGroup / kWarp);
   const float scale = score_scale<kHead>();
-  int box = 0, turn = 0, tile = group;  // tile: this group's next one in the sequence
+  constexpr uint64_t kSlotStep = 2 * kBoxBytes<kHead> / 16;  // between descriptors
+  const uint64_t keys = sm90::descriptor<2 * kHead>(space.keys(0)), values = sm90::descriptor<2 * kHead>(space.values(0));
+  Place start{0, 0};  // of the sequence's first box
+  int turn = 0, tile = group;  // tile: this group's next one in the sequence
   for (; !share.done(); share.next()) {
     const int tiles = share.tiles();
-    const auto ready = [&](int step) { sm90::wait(space.full((box + step) % kSlots), (box + step) / kSlots & 1); };
-    const auto release = [&](int step) {
-      if (elected) sm90::arrive(space.empty((box + step) % kSlots));
+    const auto ready = [&](const Place& at) { sm90::wait(space.full(at.slot), at.phase); };
+    const auto release = [&](const Place& at) {
+      if (elected) sm90::arrive(space.empty(at.slot));
     };
     if (tile >= tiles) {  // none: pass the boxes on. Only once they are full, or the arrival would count for the use before
-      for (int step = 0; step < tiles; ++step) {
-        ready(step);
-        release(step);
+      Place at = start;
+      for (int step = 0; step < tiles; ++step, at.next<kSlots>()) {
+        ready(at);
+        release(at);
       }
     }
     for (; tile < tiles; tile += kGroups, ++turn) {
       const bool last_use = tile + kGroups >= tiles;
-      float out[kHead / 2];
+      float s[kTile / 2], out[kHead / 2];
 #pragma unroll
       for (int i = 0; i < kHead / 2; ++i) out[i] = 0.f;
       Rows most{-INFINITY, -INFINITY}, sum{0, 0};
+      Place at = start;
       sm90::wait(space.query_full(group, turn), turn / 2 & 1);
+      const uint64_t queries = sm90::descriptor<2 * kHead>(space.queries(group, turn));
+      ready(at);
+      sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
+      sm90::multiply_wait<0>();
+      sm90::pin(s);
       for (int step = 0; step < tiles; ++step) {
-        float s[kTile / 2];
-        ready(step);
-        const uint64_t q_at = sm90::descriptor<2 * kHead>(space.queries(group, turn));
-        const uint64_t k_at = sm90::descriptor<2 * kHead>(space.keys((box + step) % kSlots));
-        sm90::multiply_box<kHead / 16, kTile>(s, q_at, k_at, false);
-        sm90::multiply_wait<0>();
-        sm90::pin(s);
-        if (step + 1 == tiles && elected) sm90::arrive(space.query_empty(group, turn));
-
         if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
         // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
         // sums tell: rescaling is for the rare row that outgrows its first scores.
@@ -230,25 +241,32 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         sum.a += part.a, sum.b += part.b;
 
-        const char* v_at = space.values((box + step) % kSlots);
         sm90::pin(out);
         sm90::multiply_fence();
 #pragma unroll
         for (int k = 0; k < kTile / 16; ++k) {
-          sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(v_at + k * 16 * kHead * 2), true);
+          sm90::multiply_registers<kHead, true>(out, weights[k], values + at.slot * kSlotStep + k * (16 * kHead * 2 / 16), true);
         }
         sm90::multiply_commit();
         sm90::pin(out);
+        const Place used = at;
+        at.next<kSlots>();
+        if (step + 1 < tiles) {  // the next scores at once, so that the group waits but once
+          ready(at);
+          sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
+        }
         sm90::multiply_wait<0>();
+        sm90::pin(s);
         sm90::pin(out);
-        if (last_use) release(step);
+        if (last_use) release(used);
       }
+      if (elected) sm90::arrive(space.query_empty(group, turn));
       sum = sm90::quad_sum(sum);
       const int row = tile * kTile;
       store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.head * kHead, hidden, out,
                                  {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, share.length - row);
     }
-    box += tiles;
+    for (int step = 0; step < tiles; ++step) start.next<kSlots>();
     tile -= tiles;
   }
 #endif

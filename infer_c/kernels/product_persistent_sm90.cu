@@ -48,8 +48,7 @@ struct PersistentShape {
   static constexpr int kRest = kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
   static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
-  static_assert((kFeederRegisters + kGroups * kConsumerRegisters) * kGroupWarps * kWarp <= kThreads * (65536 / kThreads / 8 * 8),
-                "more registers than the block has would never come");
+  static_assert(sm90::registers_suffice(kFeederRegisters, kConsumerRegisters, kGroups));
 };
 
 template <class S, Format kFormat, Epilogue kEpilogue>
@@ -95,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   sm90::cluster_wait();
 
   if (warp >= kConsumerWarps) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::kFeederRegisters));
+    sm90::give_registers<S::kFeederRegisters>();
     if (warp == kConsumerWarps && lane == 0) {
       const auto load_weights = [&](int tile, int i, int s) {
         sm90::expect_bytes(full + s, kStageBytes);
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::kConsumerRegisters));
+    sm90::take_registers<S::kConsumerRegisters>();
     wait_for_previous();
     const int group = warp / kGroupWarps, step = S::kTurns ? kGroups * tile_step : tile_step;
     int used = S::kTurns ? group * blocks : 0, turn = S::kTurns ? group : 0;  // stages and tiles of the block up to this group's next one

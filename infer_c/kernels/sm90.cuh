@@ -12,6 +12,23 @@ namespace bert::sm90 {
 
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+// --- registers: a warpgroup that needs few gives the others more ---
+
+template <int kOfEachThread>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kOfEachThread));
+}
+template <int kOfEachThread>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kOfEachThread));
+}
+
+// Whether a block of one warpgroup with `few` and others with `many` has been launched with as many; more would never come.
+__host__ __device__ constexpr bool registers_suffice(int few, int many, int others) {
+  const int threads = (1 + others) * 128;
+  return (few + others * many) * 128 <= threads * (65536 / threads / 8 * 8);
+}
+
 // --- mbarriers: a phase ends when all expected arrivals and all expected bytes are in ---
 
 __device__ inline void barrier_init(uint64_t* barrier, unsigned arrivals) {
