@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // LayerNorm into 8 bits, where the next product reads 8 bits. Many rows: a warp a row, the row in registers, gamma and beta in
-// registers too while a warp goes from row to row, each fetched while the one before is worked on. Moves 3 bytes a value: its
-// floor is 3 bytes x hidden x rows over the bandwidth. Few rows, where only the time of one counts: a block a row.
+// registers too while a warp goes from row to row, each fetched while the two before are worked on: with one, too few bytes would be
+// under way for the bandwidth. Moves 3 bytes a value: its floor is 3 bytes x hidden x rows over the bandwidth. Few rows, where only the time of one counts: a block a row.
 #include "device.cuh"
 #include "launch.h"
 #include "layernorm.h"
@@ -14,68 +14,87 @@ namespace {
 constexpr int kWarps = 4;   // of a block
 constexpr int kBlocks = 3;  // of a multiprocessor
 
+// gamma or beta in units of the stored values.
+__device__ inline Eight stored_units(const float* from, float inverse_scale) {
+  Eight x = load8(from);
+#pragma unroll
+  for (float& v : x.v) v *= inverse_scale;
+  return x;
+}
+
 template <Format kFormat>
-__device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, float scale, const Eight& gamma, const Eight& beta, float inverse_scale) {
+__device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, float scale, const Eight& gamma, const Eight& beta) {
+  const float shift = -mean * scale;
   unsigned pairs[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const auto normal = [&](int k) { return ((x.v[k] - mean) * scale * gamma.v[k] + beta.v[k]) * inverse_scale; };
+    const auto normal = [&](int k) { return fmaf(fmaf(x.v[k], scale, shift), gamma.v[k], beta.v[k]); };
     pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
   }
   *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
-// kVectors: 8 columns a lane each. kKeep: gamma, beta and the next row stay in registers.
+// kVectors: 8 columns a lane each. kKeep: gamma, beta and the next two rows stay in registers.
 template <Format kFormat, int kVectors, bool kKeep>
 __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
     quantise_layernorm_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
                               int hidden, float eps, bool descending) {
   const int lane = threadIdx.x % kWarp;
+  const float share = 1.f / hidden;
   const auto column_of = [&](int i) { return (i * kWarp + lane) * 8; };
   let_next_start();
   Eight g[kKeep ? kVectors : 1], b[kKeep ? kVectors : 1];
   if (kKeep) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) < hidden) g[i] = load8(gamma + column_of(i)), b[i] = load8(beta + column_of(i));
+      if (column_of(i) < hidden) g[i] = stored_units(gamma + column_of(i), inverse_scale), b[i] = stored_units(beta + column_of(i), inverse_scale);
     }
   }
   const int rows = *tokens;
   wait_for_previous();
   const int step = gridDim.x * kWarps;
-  uint4 next[kVectors];
+  constexpr int kAhead = kKeep ? 2 : 1;
+  uint4 next[kAhead][kVectors];
   const auto place_of = [&](int row) { return static_cast<size_t>(descending ? rows - 1 - row : row); };
-  const auto fetch = [&](int row) {
+  const auto fetch = [&](int slot, int row) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if (row < rows && column_of(i) < hidden) next[i] = __ldcg(reinterpret_cast<const uint4*>(x + place_of(row) * hidden + column_of(i)));
+      if (row < rows && column_of(i) < hidden) next[slot][i] = __ldcg(reinterpret_cast<const uint4*>(x + place_of(row) * hidden + column_of(i)));
     }
   };
-  int row = blockIdx.x * kWarps + threadIdx.x / kWarp;
-  for (fetch(row); row < rows; row += step) {
-    const size_t base = place_of(row) * hidden;
-    Eight v[kVectors];
-    float sum = 0;
+  const int first = blockIdx.x * kWarps + threadIdx.x / kWarp;
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) v[i] = widen8(next[i]);
-    if (kKeep) fetch(row + step);
+  for (int slot = 0; slot < kAhead; ++slot) fetch(slot, first + slot * step);
+  for (int turn = first; turn < rows; turn += kAhead * step) {
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) >= hidden) break;
+    for (int slot = 0; slot < kAhead; ++slot) {
+      const int row = turn + slot * step;
+      if (row >= rows) return;
+      const size_t base = place_of(row) * hidden;
+      Eight v[kVectors];
+      float sum = 0;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+      for (int i = 0; i < kVectors; ++i) v[i] = widen8(next[slot][i]);
+      if (kKeep) fetch(slot, row + kAhead * step);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (column_of(i) >= hidden) break;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+      }
+      const float mean = warp_sum(sum) * share;
+      const float squares = warp_sum(squared_deviations(v, mean, hidden, column_of));
+      const float scale = rsqrtf(squares * share + eps);
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (column_of(i) >= hidden) break;
+        const Eight gi = kKeep ? g[kKeep ? i : 0] : stored_units(gamma + column_of(i), inverse_scale);
+        const Eight bi = kKeep ? b[kKeep ? i : 0] : stored_units(beta + column_of(i), inverse_scale);
+        store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, gi, bi);
+      }
+      if (lane == 0) stats[place_of(row)] = make_float2(mean, squares);
+      if (!kKeep) fetch(slot, row + kAhead * step);
     }
-    const float mean = warp_sum(sum) / hidden;
-    const float squares = warp_sum(squared_deviations(v, mean, hidden, column_of));
-    const float scale = rsqrtf(squares / hidden + eps);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      if (column_of(i) >= hidden) break;
-      const Eight gi = kKeep ? g[kKeep ? i : 0] : load8(gamma + column_of(i)), bi = kKeep ? b[kKeep ? i : 0] : load8(beta + column_of(i));
-      store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, gi, bi, inverse_scale);
-    }
-    if (lane == 0) stats[place_of(row)] = make_float2(mean, squares);
-    if (!kKeep) fetch(row + step);
   }
 }
 
@@ -88,12 +107,13 @@ __global__ void __launch_bounds__(kThreads)
     quantise_layernorm_few_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
                                   int hidden, float eps) {
   __shared__ float scratch[kThreads / kWarp];
+  const float share = 1.f / hidden;
   const auto column_of = [&](int i) { return (i * kThreads + static_cast<int>(threadIdx.x)) * 8; };
   let_next_start();
   const int row = blockIdx.x;
   if (row >= *tokens) return;
   Eight first_gamma{}, first_beta{};  // all there are for hidden sizes to 1024; they do not depend on the kernel before
-  if (column_of(0) < hidden) first_gamma = load8(gamma + column_of(0)), first_beta = load8(beta + column_of(0));
+  if (column_of(0) < hidden) first_gamma = stored_units(gamma + column_of(0), inverse_scale), first_beta = stored_units(beta + column_of(0), inverse_scale);
   wait_for_previous();
   const size_t base = static_cast<size_t>(row) * hidden;
   Eight v[kVectorsOfBlock];
@@ -105,14 +125,15 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum += v[i].v[j];
   }
-  const float mean = block_sum<kThreads>(sum, scratch) / hidden;
+  const float mean = block_sum<kThreads>(sum, scratch) * share;
   const float squares = block_sum<kThreads>(squared_deviations(v, mean, hidden, column_of), scratch);
-  const float scale = rsqrtf(squares / hidden + eps);
+  const float scale = rsqrtf(squares * share + eps);
 #pragma unroll
   for (int i = 0; i < kVectorsOfBlock; ++i) {
     if (column_of(i) >= hidden) break;
-    const Eight g = i == 0 ? first_gamma : load8(gamma + column_of(i)), b = i == 0 ? first_beta : load8(beta + column_of(i));
-    store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, g, b, inverse_scale);
+    const Eight g = i == 0 ? first_gamma : stored_units(gamma + column_of(i), inverse_scale);
+    const Eight b = i == 0 ? first_beta : stored_units(beta + column_of(i), inverse_scale);
+    store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, g, b);
   }
   if (threadIdx.x == 0) stats[row] = make_float2(mean, squares);
 }
