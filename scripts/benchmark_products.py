@@ -28,8 +28,13 @@ SIZES = {  # columns, depth, epilogue in FP16, epilogue in 8 bits (product_sm90.
     "base": {"qkv": (2304, 768, 0, 4), "output": (768, 768, 3, 3), "ffn1": (3072, 768, 1, 5), "ffn2": (768, 3072, 3, 3)},
 }
 FORMATS = {"fp16": 0, "int8": 1, "fp8": 2}
-MANY = [(256, 1, 2), (256, 1, 4)]  # variants, as build/perf --algorithms takes them
-FEW = [(128, 64, 1, 0), (128, 64, 2, 0), (128, 48, 4, 0), (128, 96, 2, 0, 1, 1, 1), (128, 128, 2, 0, 2)]
+# Variants, as build/perf --algorithms takes them: what suits many rows, few, and few in FP16 alone.
+MANY = [(256, 1, 2), (256, 2, 2), (256, 3, 2)]
+FEW = [
+    *[(64, 48, 1, 0), (64, 64, 1, 0), (64, 64, 2, 0, 2, 2), (64, 64, 4, 0), (128, 64, 1, 0), (128, 64, 2, 0), (128, 48, 4, 0)],
+    *[(128, 96, 1, 0), (128, 96, 2, 0, 1, 1, 1), (128, 128, 2, 0, 2)],
+]
+FEW_HALF = [(64, 96, 1, 0, 1, 2), (128, 64, 4, 1), (128, 128, 4, 1)]
 
 
 def main() -> None:
@@ -77,7 +82,8 @@ def times(ops: Any, torch: Any, model: str, name: str, rows: int) -> list[float]
 
     def ours(precision: str, operands: list[np.ndarray]) -> float:
         box = 64 if precision == "fp16" else 128
-        ways = MANY if rows > 1024 else [v for v in FEW if v[2] <= depth // box]
+        few = FEW + FEW_HALF * (precision == "fp16")
+        ways = MANY if rows > 1024 else [v for v in few if v[2] <= depth // box]
         number = epilogue if precision == "fp16" else epilogue8
         fixed = (FORMATS[precision], number, *operands, vector, vector, vector, stats, depth, 1e-12, residual, 20.0, repeats(rows))
         return 1e3 * min(ops.product(list(way), *fixed)[2] for way in ways)

@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 
+import test_cuda_products
 from conftest import ROOT, SAMPLE
 from helpers import backends
 from helpers.batching import Batch
@@ -108,3 +109,15 @@ def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, mon
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
         peers.build_engine("odd", "fp16", tmp_path)
+
+
+def test_single_products_are_timed_in_ways_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """benchmark_products.py names kernels by their numbers; those of the tests of the kernels exist."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("benchmark_products")
+
+    def cuts(variants: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
+        return {variant[:4] for variant in variants}
+
+    assert cuts(script.MANY + script.FEW) <= cuts(test_cuda_products.EIGHT_BIT_VARIANTS)
+    assert cuts(script.MANY + script.FEW + script.FEW_HALF) <= cuts(test_cuda_products.HALF_VARIANTS)
