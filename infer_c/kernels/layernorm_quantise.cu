@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // LayerNorm into 8 bits, where the next product reads 8 bits. Many rows: a warp a row, the row in registers, gamma and beta in
 // registers too while a warp goes from row to row, each fetched while the two before are worked on: with one, too few bytes would be
-// under way for the bandwidth. Moves 3 bytes a value: its floor is 3 bytes x hidden x rows over the bandwidth. Few rows, where only the time of one counts: a block a row.
+// under way for the bandwidth. Moves 3 bytes a value: its floor is 3 bytes x hidden x rows over the bandwidth. Few rows, where only
+// the time of one counts: a block a row.
 #include "device.cuh"
 #include "launch.h"
 #include "layernorm.h"

@@ -4,6 +4,7 @@
 // rows with the same weights: each fetches half of them and multicasts it. What limits long passes is power, of which bringing a
 // tile's operands into shared memory is a fifth (docs/kernels.md): hence tiles as large as registers allow.
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 
@@ -202,12 +203,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-// use(a PersistentShape) of the variant's tiles.
-template <class Use>
+// use(a PersistentShape) of the variant's tiles: kPersistentTiles[i] or one behind it.
+template <size_t i = 0, class Use>
 auto with_shape(const Variant& v, Use use) {
-  if (v.tile_rows == 64) return use(PersistentShape<1, 256, true>{});
-  if (v.tile_columns == 192) return use(PersistentShape<2, 192, true>{});
-  return use(PersistentShape<1, 256, false>{});
+  constexpr PersistentTile tile = kPersistentTiles[i];
+  if constexpr (i + 1 < std::size(kPersistentTiles)) {
+    if (!v.has(tile)) return with_shape<i + 1>(v, use);
+  }
+  return use(PersistentShape<tile.rows / 64 / (tile.turns ? 1 : kGroups), tile.columns, tile.turns>{});
 }
 
 Kernel kernel_of(Format format, Epilogue epilogue, const Variant& v) {

@@ -65,44 +65,38 @@ CUtensorMap weights_map(const void* weights, Format format, int columns, int dep
 }
 
 WeightMaps::WeightMaps(const void* weights, Format format, int columns, int depth) : boxes_(weights, format, columns, depth) {
-  for (const Variant& v : persistent_variants()) grouped_.emplace_back(v.box_rows(), weights_map(weights, format, columns, depth, v));
+  for (const Variant& v : persistent_variants()) {
+    if (grouped_.count(v.box_rows()) == 0) grouped_[v.box_rows()] = weights_map(weights, format, columns, depth, v);
+  }
 }
 
 const CUtensorMap& WeightMaps::of(const Variant& variant) const {
-  if (variant.way != Way::persistent) return boxes_.of(variant.box_rows());
-  const auto is_its = [&](const auto& map) { return map.first == variant.box_rows(); };
-  return std::find_if(grouped_.begin(), grouped_.end(), is_its)->second;
+  return variant.way == Way::persistent ? grouped_.at(variant.box_rows()) : boxes_.of(variant.box_rows());
 }
 
 int Variant::input_rows() const { return way == Way::persistent ? tile_rows : tile_rows / share; }
 int Variant::box_rows() const { return way == Way::persistent ? tile_columns / share : tile_columns / pair; }
 
-namespace {
-
-constexpr int kPersistentShapes[][2] = {{64, 256}, {128, 192}, {128, 256}};  // rows and columns of a tile
-
-}  // namespace
-
 std::vector<Variant> persistent_variants() {
   std::vector<Variant> all;
-  for (const auto& [rows, columns] : kPersistentShapes) all.push_back(Variant::persistent_of(rows, columns));
+  for (const PersistentTile& tile : kPersistentTiles) all.push_back(Variant::persistent_of(tile));
   return all;
 }
 
 std::vector<int> Variant::numbers() const {
   if (way == Way::library) return {0, 1, 1};
   if (way == Way::persistent) {
-    int shape = 0;
-    while (kPersistentShapes[shape][0] != tile_rows || kPersistentShapes[shape][1] != tile_columns) ++shape;
-    return {256, shape + 1, share};
+    int tile = 0;
+    while (!has(kPersistentTiles[tile])) ++tile;
+    return {256, tile + 1, share};
   }
   return {tile_rows, tile_columns, split, half_sums, share, pair, resident, early, prefetch};
 }
 
 std::optional<Variant> Variant::from(const std::vector<int>& n) {
   if (n == std::vector<int>{0, 1, 1}) return of_library();
-  if (n.size() == 3 && n[0] == 256 && n[1] >= 1 && n[1] <= static_cast<int>(std::size(kPersistentShapes)) && n[2] == 2) {
-    return persistent_of(kPersistentShapes[n[1] - 1][0], kPersistentShapes[n[1] - 1][1]);
+  if (n.size() == 3 && n[0] == 256 && n[1] >= 1 && n[1] <= static_cast<int>(std::size(kPersistentTiles)) && n[2] == 2) {
+    return persistent_of(kPersistentTiles[n[1] - 1]);
   }
   Variant v;
   int* const members[] = {&v.tile_rows, &v.tile_columns, &v.split, &v.half_sums, &v.share, &v.pair, &v.resident, &v.early, &v.prefetch};

@@ -16,6 +16,7 @@
 #include <cuda.h>
 #include <cuda_fp16.h>
 
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -63,6 +64,13 @@ constexpr int kNarrowestTile = 48;   // columns; a row has statistics for at mos
 // product_few_sm90.cuh, product_persistent_sm90.cu, cuBLASLt for all products of a layer
 enum class Way { few, persistent, library };
 
+// A tile of the persistent kernel: its two warpgroups take turns at tiles, or share each.
+struct PersistentTile {
+  int rows, columns;
+  bool turns;
+};
+inline constexpr PersistentTile kPersistentTiles[] = {{64, 256, true}, {128, 192, true}, {128, 256, false}};
+
 // One way to run a product.
 struct Variant {
   Way way = Way::few;
@@ -75,14 +83,15 @@ struct Variant {
   int early = 1;       // the next kernel may start before the products, not after them
   int prefetch = 0;    // bring the next product's weights into the L2 cache
 
-  static Variant persistent_of(int rows, int columns) { return {Way::persistent, rows, columns, 1, 0, 2}; }
+  static Variant persistent_of(const PersistentTile& tile) { return {Way::persistent, tile.rows, tile.columns, 1, 0, 2}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
+  bool has(const PersistentTile& tile) const { return tile_rows == tile.rows && tile_columns == tile.columns; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'
 
-  // As numbers, for JSON: [0, 1, 1] is the library, [256, shape, 2] the persistent kernel with tiles of 64 x 256 (1) or 128 x 192 (2)
-  // in turns, or of 128 x 256 together (3); the rest in the order of the members from tile_rows on, at least the first four of them.
+  // As numbers, for JSON: [0, 1, 1] is the library, [256, k, 2] the persistent kernel with the k-th of kPersistentTiles; the rest
+  // in the order of the members from tile_rows on, at least the first four of them.
   std::vector<int> numbers() const;
   static std::optional<Variant> from(const std::vector<int>& numbers);  // nothing for what does not exist
   bool exists(Format format, int boxes) const;                          // boxes: 128 bytes of the depth each
@@ -130,7 +139,7 @@ class WeightMaps {
 
  private:
   BoxMaps boxes_;
-  std::vector<std::pair<int, CUtensorMap>> grouped_;  // by the columns of a box
+  std::map<int, CUtensorMap> grouped_;  // by the columns of a box
 };
 
 // Before the first launch of a format, on each device.
