@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper attention for many sequences. One block a multiprocessor stays for the whole launch and takes an equal share of the
-// work, cut between heads of sequences. One warp fetches keys and values through a ring of boxes, ahead of their use and
+// work, cut between tiles of queries. One warp fetches keys and values through a ring of boxes, ahead of their use and
 // across the ends of sequences; another fetches the queries. Four warpgroups take 64 queries at a time, in turn, and walk over
 // the keys 64 at a time with online softmax; while one computes exponentials, others have the tensor cores. (Queries stay in
 // shared memory: as a loop-invariant register operand, ptxas 13.0 overwrites them with the weights.)
@@ -46,52 +46,65 @@ struct Place {
   }
 };
 
-// Walks over the (sequence, head) pairs of a block's share; empty sequences have none.
+// A tile of 64 queries of a head of a sequence.
+struct Position {
+  int sequence, head, tile;
+
+  __device__ bool before(const Position& other) const {
+    if (sequence != other.sequence) return sequence < other.sequence;
+    return head != other.head ? head < other.head : tile < other.tile;
+  }
+};
+
+// Walks over the heads of sequences in a block's share, of the first and the last of which it may have some tiles only; empty
+// sequences have none.
 struct Share {
   const int* cu_seqlens;
-  int heads, sequence, head, last_sequence, last_head;
+  int heads;
+  Position at, end;
   int first, length;  // of the sequence
 
-  __device__ bool done() const { return sequence > last_sequence || (sequence == last_sequence && head >= last_head); }
-  __device__ int tiles() const { return (length + kTile - 1) / kTile; }
+  __device__ bool done() const { return !at.before(end); }
+  __device__ int boxes() const { return (length + kTile - 1) / kTile; }
+  __device__ int tiles() const { return (at.sequence == end.sequence && at.head == end.head ? end.tile : boxes()) - at.tile; }
   __device__ void load() {
-    for (; !done(); ++sequence) {
-      first = cu_seqlens[sequence];
-      length = cu_seqlens[sequence + 1] - first;
+    for (; !done(); ++at.sequence) {
+      first = cu_seqlens[at.sequence];
+      length = cu_seqlens[at.sequence + 1] - first;
       if (length > 0) return;
     }
   }
   __device__ void next() {
-    if (++head < heads) return;
-    head = 0;
-    ++sequence;
+    at.tile = 0;
+    if (++at.head < heads) return;
+    at.head = 0;
+    ++at.sequence;
     load();
   }
 };
 
-// What a head of a sequence costs: tiles of queries times boxes of keys, and the fetching.
-__device__ inline int cost_of(const int* cu_seqlens, int sequence) {
-  const int tiles = (cu_seqlens[sequence + 1] - cu_seqlens[sequence] + kTile - 1) / kTile;
-  return tiles * (tiles + 2);
-}
+// What each tile of queries costs: the boxes of keys that it goes over, and its own fetching and storing.
+__device__ inline int tile_cost(int boxes) { return boxes + 2; }
 
-// The whole block finds its share: the pairs from the one in which its part of the total begins to the one in which the next
-// block's part does. `bounds` receives sequence and head of both; `sums` is scratch of one int a warp.
-__device__ inline void find_share(const int* cu_seqlens, int batch, int heads, int* bounds, int* sums) {
+// The whole block finds its share: from the tile in which its part of the total begins to the one in which the next block's part
+// does. `bounds` receives both; `sums` is scratch of one int a warp.
+__device__ inline void find_share(const int* cu_seqlens, int batch, int heads, Position* bounds, int* sums) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const auto boxes_of = [&](int s) { return (cu_seqlens[s + 1] - cu_seqlens[s] + kTile - 1) / kTile; };
+  const auto cost_of = [](int boxes) { return boxes * tile_cost(boxes); };  // of a head
   int total = 0;
-  for (int s = threadIdx.x; s < batch; s += blockDim.x) total += cost_of(cu_seqlens, s);
+  for (int s = threadIdx.x; s < batch; s += blockDim.x) total += cost_of(boxes_of(s));
 #pragma unroll
   for (int i = kWarp / 2; i > 0; i /= 2) total += __shfl_xor_sync(~0u, total, i);
   if (lane == 0) sums[warp] = total;
-  if (threadIdx.x < 4) bounds[threadIdx.x] = threadIdx.x % 2 == 0 ? batch : 0;
+  if (threadIdx.x < 2) bounds[threadIdx.x] = {batch, 0, 0};
   __syncthreads();
   total = 0;
   for (int i = 0; i < warps; ++i) total += sums[i];
   const int begin = static_cast<int>(static_cast<int64_t>(total) * heads * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(static_cast<int64_t>(total) * heads * (blockIdx.x + 1) / gridDim.x);
   for (int start = 0, carry = 0; start < batch; start += blockDim.x) {  // once for batches up to the block's threads
-    const int s = start + threadIdx.x, cost = s < batch ? cost_of(cu_seqlens, s) : 0;
+    const int s = start + threadIdx.x, boxes = s < batch ? boxes_of(s) : 0, cost = cost_of(boxes);
     int before = cost;
 #pragma unroll
     for (int i = 1; i < kWarp; i *= 2) {
@@ -106,12 +119,12 @@ __device__ inline void find_share(const int* cu_seqlens, int batch, int heads, i
       if (i < warp) before += sums[i];
       carry += sums[i];
     }
-    const auto place = [&](int at, int* bound) {
+    const auto place = [&](int at, Position& bound) {
       const int offset = at - before * heads;
-      if (offset >= 0 && offset < cost * heads) bound[0] = s, bound[1] = offset / cost;
+      if (offset >= 0 && offset < cost * heads) bound = {s, offset / cost, offset % cost / tile_cost(boxes)};
     };
-    place(begin, bounds);
-    place(end, bounds + 2);
+    place(begin, bounds[0]);
+    place(end, bounds[1]);
   }
   __syncthreads();
 }
@@ -122,8 +135,8 @@ __device__ inline void fetch_keys(const CUtensorMap& map, const Layout<kHead>& s
   constexpr int kSlots = Layout<kHead>::kSlots;
   int box = 0;
   for (; !share.done(); share.next()) {
-    const int tiles = share.tiles(), column = hidden + share.head * kHead;
-    for (int step = 0; step < tiles; ++step, ++box) {
+    const int boxes = share.boxes(), column = hidden + share.at.head * kHead;
+    for (int step = 0; step < boxes; ++step, ++box) {
       const int slot = box % kSlots;
       if (box >= kSlots) sm90::wait(space.empty(slot), (box / kSlots + 1) & 1);
       sm90::expect_bytes(space.full(slot), 2 * kBoxBytes<kHead>);
@@ -143,7 +156,7 @@ __device__ inline void fetch_queries(const CUtensorMap& map, const Layout<kHead>
       uint64_t* full = space.query_full(group, turn);
       if (turn >= 2) sm90::wait(space.query_empty(group, turn), (turn / 2 + 1) & 1);
       sm90::expect_bytes(full, kBoxBytes<kHead>);
-      sm90::load_box(space.queries(group, turn), &map, share.head * kHead, share.first + tile * kTile, full);
+      sm90::load_box(space.queries(group, turn), &map, share.at.head * kHead, share.first + (share.at.tile + tile) * kTile, full);
       if (++group == kGroups) group = 0, ++turn;
     }
   }
@@ -158,7 +171,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kSlots = Layout<kHead>::kSlots;
   extern __shared__ __align__(1024) char shared[];
-  __shared__ int bounds[4], sums[kWarp];
+  __shared__ Position bounds[2];
+  __shared__ int sums[kWarp];
   const Layout<kHead> space{shared};
   const int warp = warp_index(), hidden = heads * kHead;
   const bool elected = threadIdx.x % kWarp == 0;
@@ -177,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     sm90::barrier_init_fence();
   }
   find_share(cu_seqlens, batch, heads, bounds, sums);
-  Share share{cu_seqlens, heads, bounds[0], bounds[1], bounds[2], bounds[3], 0, 0};
+  Share share{cu_seqlens, heads, bounds[0], bounds[1], 0, 0};
   share.load();
   wait_for_previous();
   if (warp >= kFetcher) {
@@ -193,16 +207,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr uint64_t kSlotStep = 2 * kBoxBytes<kHead> / 16;  // between descriptors
   const uint64_t keys = sm90::descriptor<2 * kHead>(space.keys(0)), values = sm90::descriptor<2 * kHead>(space.values(0));
   Place start{0, 0};  // of the sequence's first box
-  int turn = 0, tile = group;  // tile: this group's next one in the sequence
+  int turn = 0, tile = group;  // tile: this group's next one of those that the block has of the head
   for (; !share.done(); share.next()) {
-    const int tiles = share.tiles();
+    const int tiles = share.tiles(), boxes = share.boxes();
     const auto ready = [&](const Place& at) { sm90::wait(space.full(at.slot), at.phase); };
     const auto release = [&](const Place& at) {
       if (elected) sm90::arrive(space.empty(at.slot));
     };
     if (tile >= tiles) {  // none: pass the boxes on. Only once they are full, or the arrival would count for the use before
       Place at = start;
-      for (int step = 0; step < tiles; ++step, at.next<kSlots>()) {
+      for (int step = 0; step < boxes; ++step, at.next<kSlots>()) {
         ready(at);
         release(at);
       }
@@ -220,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
       sm90::multiply_wait<0>();
       sm90::pin(s);
-      for (int step = 0; step < tiles; ++step) {
+      for (int step = 0; step < boxes; ++step) {
         if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
         // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
         // sums tell: rescaling is for the rare row that outgrows its first scores.
@@ -251,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::pin(out);
         const Place used = at;
         at.next<kSlots>();
-        if (step + 1 < tiles) {  // the next scores at once, so that the group waits but once
+        if (step + 1 < boxes) {  // the next scores at once, so that the group waits but once
           ready(at);
           sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
         }
@@ -262,11 +276,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       if (elected) sm90::arrive(space.query_empty(group, turn));
       sum = sm90::quad_sum(sum);
-      const int row = tile * kTile;
-      store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.head * kHead, hidden, out,
+      const int row = (share.at.tile + tile) * kTile;
+      store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.at.head * kHead, hidden, out,
                                  {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, share.length - row);
     }
-    for (int step = 0; step < tiles; ++step) start.next<kSlots>();
+    for (int step = 0; step < boxes; ++step) start.next<kSlots>();
     tile -= tiles;
   }
 #endif
