@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     for (int i = 0; i < kSides; ++i) {
       sm90::barrier_init(side_full + i, kSideThreads);
-      sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps);
+      sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps * kWarp);
     }
     sm90::barrier_init_fence();
   }
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       constexpr int kBatch = kEpilogue == Epilogue::residual && S::kSums > 128 ? 2 : 4;  // what registers are left for
       finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % kSides].norms + warp_row, columns,
                                                                             row_of(tile) + warp_row, column_of(tile), rows);
-      if (lane == 0) sm90::arrive(side_empty + turn % kSides);
+      sm90::arrive(side_empty + turn % kSides);
       turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }
   }
