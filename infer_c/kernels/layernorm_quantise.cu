@@ -101,40 +101,55 @@ __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
 
 // Rows that many blocks of this kernel hold at once; more are done faster by the warps of the other.
 constexpr int kFewRows = 1024;
-constexpr int kThreads = 128, kVectorsOfBlock = 4;  // 8 columns a thread each: hidden sizes to 4096
+constexpr int kThreads = 128, kMostVectors = 4;  // hidden sizes to 4096
 
-template <Format kFormat>
+// kVectors: 8 columns a thread each. What counts is the latency of one row: the loads go out together and the threads meet once.
+template <Format kFormat, int kVectors>
 __global__ void __launch_bounds__(kThreads)
     quantise_layernorm_few_kernel(const __half* x, const float* gamma, const float* beta, float inverse_scale, uint8_t* out, float2* stats, const int* tokens,
                                   int hidden, float eps) {
-  __shared__ float scratch[kThreads / kWarp];
-  const float share = 1.f / hidden;
+  __shared__ float2 scratch[kThreads / kWarp];
+  const float share = __fdividef(1.f, static_cast<float>(hidden));
   const auto column_of = [&](int i) { return (i * kThreads + static_cast<int>(threadIdx.x)) * 8; };
   let_next_start();
   const int row = blockIdx.x;
   if (row >= *tokens) return;
-  Eight first_gamma{}, first_beta{};  // all there are for hidden sizes to 1024; they do not depend on the kernel before
-  if (column_of(0) < hidden) first_gamma = stored_units(gamma + column_of(0), inverse_scale), first_beta = stored_units(beta + column_of(0), inverse_scale);
+  Eight g[kVectors]{}, b[kVectors]{};  // they do not depend on the kernel before
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (column_of(i) < hidden) g[i] = stored_units(gamma + column_of(i), inverse_scale), b[i] = stored_units(beta + column_of(i), inverse_scale);
+  }
   wait_for_previous();
   const size_t base = static_cast<size_t>(row) * hidden;
-  Eight v[kVectorsOfBlock];
-  float sum = 0;
+  uint4 raw[kVectors];
 #pragma unroll
-  for (int i = 0; i < kVectorsOfBlock; ++i) {
-    if (column_of(i) >= hidden) break;
-    v[i] = load8(x + base + column_of(i));
+  for (int i = 0; i < kVectors; ++i) raw[i] = __ldcg(reinterpret_cast<const uint4*>(x + base + min(column_of(i), hidden - 8)));
+  // Sums of differences from the row's first value and of their squares. No value is further than sqrt(hidden) deviations from the
+  // mean: at worst the variance loses hidden * 2^-24 of itself.
+  const float origin = __half2float(__ldcg(x + base));
+  Eight v[kVectors];
+  float2 sums{};
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += v[i].v[j];
+  for (int i = 0; i < kVectors; ++i) {
+    v[i] = widen8(raw[i]);
+    if (column_of(i) >= hidden) continue;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float difference = v[i].v[j] - origin;
+      sums.x += difference, sums.y += difference * difference;
+    }
   }
-  const float mean = block_sum<kThreads>(sum, scratch) * share;
-  const float squares = block_sum<kThreads>(squared_deviations(v, mean, hidden, column_of), scratch);
-  const float scale = rsqrtf(squares * share + eps);
 #pragma unroll
-  for (int i = 0; i < kVectorsOfBlock; ++i) {
-    if (column_of(i) >= hidden) break;
-    const Eight g = i == 0 ? first_gamma : stored_units(gamma + column_of(i), inverse_scale);
-    const Eight b = i == 0 ? first_beta : stored_units(beta + column_of(i), inverse_scale);
-    store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, g, b);
+  for (int step = kWarp / 2; step > 0; step /= 2) sums.x += __shfl_xor_sync(~0u, sums.x, step), sums.y += __shfl_xor_sync(~0u, sums.y, step);
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = sums;
+  __syncthreads();
+  sums = {};
+#pragma unroll
+  for (const float2& s : scratch) sums.x += s.x, sums.y += s.y;
+  const float mean = origin + sums.x * share, squares = fmaxf(sums.y - sums.x * sums.x * share, 0.f), scale = rsqrtf(squares * share + eps);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    if (column_of(i) < hidden) store_normal<kFormat>(out + base + column_of(i), v[i], mean, scale, g[i], b[i]);
   }
   if (threadIdx.x == 0) stats[row] = make_float2(mean, squares);
 }
@@ -145,8 +160,8 @@ void start(cudaStream_t stream, const __half* x, const float* gamma, const float
   if (rows <= kFewRows) {
     Launch shape{dim3(rows), dim3(kThreads)};
     shape.overlap = true;
-    return launch(stream, shape, quantise_layernorm_few_kernel<kFormat>, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden,
-                  eps);
+    const auto kernel = hidden <= 8 * kThreads ? quantise_layernorm_few_kernel<kFormat, 1> : quantise_layernorm_few_kernel<kFormat, kMostVectors>;
+    return launch(stream, shape, kernel, x, gamma, beta, inverse_scale, static_cast<uint8_t*>(out), stats.data, tokens, hidden, eps);
   }
   const auto kernel = hidden <= 512    ? quantise_layernorm_kernel<kFormat, 2, true>
                       : hidden <= 768  ? quantise_layernorm_kernel<kFormat, 3, true>
