@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper attention for few sequences, where the walk over the keys takes longest: a block has 64 queries, and each of its
-// warpgroups takes its own 128 keys at the same time as the others. The warpgroups agree on the maximum of each row before the
-// exponentials, so their sums and contexts just add up at the end, through shared memory.
+// warpgroups takes its own 128 keys at the same time as the others. Each weighs its keys against its own maxima; sums and contexts
+// are scaled to those of all where they are added up at the end, through shared memory.
 #include "attention_sm90.cuh"
 #include "launch.h"
 
@@ -10,6 +10,7 @@ namespace bert::attention {
 namespace {
 
 constexpr int kKeys = 128;  // of a warpgroup
+constexpr int kParts = 8;   // in which they are weighed
 constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
 
 // Queries; keys and values, row maxima and row sums, two barriers for each warpgroup; one barrier for the queries.
@@ -72,31 +73,32 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   sm90::pin(s);
   if ((group + 1) * kKeys > length) mask(s, length - group * kKeys);
   Rows most = row_max(s, {-INFINITY, -INFINITY});
-  const auto share = [&](float* all, Rows mine) {
-    if (thread % 4 == 0) all[group * kTile + row] = mine.a, all[group * kTile + row + 8] = mine.b;
-  };
-  if (groups > 1) {
-    share(maxima, most);
-    together();
-    for (int i = 0; i < groups; ++i) {
-      most.a = fmaxf(most.a, maxima[i * kTile + row]);
-      most.b = fmaxf(most.b, maxima[i * kTile + row + 8]);
-    }
-  }
+  most.a *= scale, most.b *= scale;
   float out[kHead / 2];
   uint32_t weights[kKeys / 16][4];
-  const Rows sum = sm90::quad_sum(weigh(s, weights, scale, {most.a * scale, most.b * scale}));
-  sm90::wait(value_ready, 0);
-  sm90::pin(out);
-  sm90::multiply_fence();
+  Rows sum{0, 0};
+  // The tensor cores multiply the first weights while the next ones are found.
 #pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
-    sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(values + k * 16 * kHead * 2), k > 0);
+  for (int part = 0; part < kParts; ++part) {
+    constexpr int kSteps = kKeys / 16 / kParts;
+    const auto& scores = reinterpret_cast<const float(&)[8 * kSteps]>(s[part * 8 * kSteps]);
+    const Rows more = weigh(scores, reinterpret_cast<uint32_t(&)[kSteps][4]>(weights[part * kSteps]), scale, most);
+    sum.a += more.a, sum.b += more.b;
+    if (part == 0) sm90::wait(value_ready, 0);
+    sm90::pin(out);
+    sm90::multiply_fence();
+#pragma unroll
+    for (int k = part * kSteps; k < (part + 1) * kSteps; ++k) {
+      sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(values + k * 16 * kHead * 2), k > 0);
+    }
+    sm90::multiply_commit();
+    sm90::pin(out);
   }
-  sm90::multiply_commit();
-  sm90::pin(out);
+  sum = sm90::quad_sum(sum);
   sm90::multiply_wait<0>();
   sm90::pin(out);
+#pragma unroll
+  for (auto& operand : weights) sm90::keep(operand);
 
   Stored<kFormat>* to = context + static_cast<size_t>(first + start) * hidden + blockIdx.y * kHead;
   if (groups == 1) {
@@ -105,22 +107,39 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   }
   // Each warpgroup leaves its context where its keys were, eight columns (four values a thread) at a time, and adds up its part
   // of the columns of all.
-  share(sums, sum);
+  if (thread % 4 == 0) {
+    sums[group * kTile + row] = sum.a, sums[group * kTile + row + 8] = sum.b;
+    maxima[group * kTile + row] = most.a, maxima[group * kTile + row + 8] = most.b;
+  }
   float4* mine = reinterpret_cast<float4*>(keys);
 #pragma unroll
   for (int j = 0; j < kHead / 8; ++j) {
     mine[j * kGroup + thread] = make_float4(out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]);
   }
   together();
-  Rows factor{0, 0};
-  for (int i = 0; i < groups; ++i) factor.a += sums[i * kTile + row], factor.b += sums[i * kTile + row + 8];
+  Rows shares[kMaxGroups], factor{0, 0};
+  most = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int i = 0; i < kMaxGroups; ++i) {
+    if (i >= groups) continue;
+    shares[i] = {maxima[i * kTile + row], maxima[i * kTile + row + 8]};
+    most.a = fmaxf(most.a, shares[i].a), most.b = fmaxf(most.b, shares[i].b);
+  }
+#pragma unroll
+  for (int i = 0; i < kMaxGroups; ++i) {
+    if (i >= groups) continue;
+    shares[i] = {exp2_fast(shares[i].a - most.a), exp2_fast(shares[i].b - most.b)};
+    factor.a += sums[i * kTile + row] * shares[i].a, factor.b += sums[i * kTile + row + 8] * shares[i].b;
+  }
   factor = {__fdividef(inverse_scale, factor.a), __fdividef(inverse_scale, factor.b)};
   to += static_cast<size_t>(row) * hidden + 2 * (thread % 4);
   for (int j = group; j < kHead / 8; j += groups) {
     float4 total = make_float4(0, 0, 0, 0);
-    for (int i = 0; i < groups; ++i) {
+#pragma unroll
+    for (int i = 0; i < kMaxGroups; ++i) {
+      if (i >= groups) continue;
       const float4 d = reinterpret_cast<const float4*>(shared + kBoxBytes<kHead> + i * 2 * kBytes)[j * kGroup + thread];
-      total.x += d.x, total.y += d.y, total.z += d.z, total.w += d.w;
+      total.x += d.x * shares[i].a, total.y += d.y * shares[i].a, total.z += d.z * shares[i].b, total.w += d.w * shares[i].b;
     }
     const auto store = [&](int below, float a, float b, float f) {
       if (start + row + below >= length) return;

@@ -58,6 +58,9 @@ __device__ inline void pin(int (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
 
+// Keep a left operand in its registers up to here: to the compiler it is free once the multiplication has begun.
+__device__ inline void keep(const uint32_t (&a)[4]) { asm volatile("" ::"r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]) : "memory"); }
+
 // d += A B, or d = A B where not `accumulate`; a and b are descriptors.
 template <int kN, Format kFormat = Format::half>
 __device__ void multiply(Sum<kFormat> (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate);
