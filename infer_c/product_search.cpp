@@ -13,7 +13,109 @@ namespace bert {
 
 namespace {
 
-constexpr int kRounds = 2;
+using Choice = ProductSearch::Choice;
+
+// Search for the choice whose pass takes least time: one product at a time, or two.
+class Descent {
+ public:
+  // `pass` enqueues a pass with `choice`, which the search changes.
+  Descent(cudaStream_t stream, const std::function<void()>& pass, Choice& choice, std::function<bool(int, const Variant&)> exists)
+      : stream_(stream), pass_(pass), choice_(choice), exists_(std::move(exists)), best_(stream, pass) {
+    runs_ = std::clamp(static_cast<int>(20 / best_.milliseconds(watch_)), 3, 25);
+  }
+
+  // Go on from what `choice` is now.
+  void restart() { best_ = Replay(stream_, pass_); }
+
+  // Take a candidate if it is faster; returns its time over that of the best before.
+  float attempt(const Choice& candidate) {
+    const Choice before = choice_;
+    choice_ = candidate;
+    Replay other(stream_, pass_);
+    const float ratio = time_ratio(other, best_, runs_, watch_);
+    if (ratio < 1) {
+      best_ = std::move(other);
+    } else {
+      choice_ = before;
+    }
+    return ratio;
+  }
+
+  // Go over the wanted candidates of each product in turn, then over refinements of the best.
+  template <class Wanted>
+  void run(int rounds, Wanted wanted) {
+    for (int round = 0; round < rounds; ++round) {
+      for (int i = 0; i < kProducts; ++i) {
+        seen_[i].clear();
+        for (Variant candidate : candidates[i]) {
+          if (round > 0 && candidate.way == Way::few && choice_[i].way == Way::few) candidate.early = choice_[i].early, candidate.prefetch = choice_[i].prefetch;
+          if (wanted(candidate)) attempt_one(i, candidate);
+        }
+      }
+      for (int i = 0; i < kProducts; ++i) {
+        for (size_t k = 0; k < refinements(choice_[i]).size(); ++k) {
+          const Variant candidate = refinements(choice_[i])[k];
+          if (wanted(candidate)) attempt_one(i, candidate);
+        }
+      }
+    }
+  }
+
+  // Two neighbours at once, each among the best that the last round saw; returns whether that found anything.
+  bool run_pairs() {
+    const Choice before = choice_;
+    for (int i = 0; i < kProducts; ++i) {
+      const int next = (i + 1) % kProducts;
+      const std::vector<Variant> left = best_seen(i), right = best_seen(next);
+      for (const Variant& a : left) {
+        for (const Variant& b : right) {
+          Choice other = choice_;
+          other[i] = a, other[next] = b;
+          attempt(other);
+        }
+      }
+    }
+    return choice_ != before;
+  }
+
+  std::array<std::vector<Variant>, kProducts> candidates;
+
+ private:
+  void attempt_one(int i, const Variant& candidate) {
+    if (candidate == choice_[i] || !exists_(i, candidate)) return;
+    Choice other = choice_;
+    other[i] = candidate;
+    const Variant before = choice_[i];
+    const float ratio = attempt(other);
+    if (ratio < 1) {
+      for (auto& [time, variant] : seen_[i]) time /= ratio;
+      seen_[i].emplace_back(1 / ratio, before);
+    } else {
+      seen_[i].emplace_back(ratio, candidate);
+    }
+  }
+
+  // One of each cut.
+  std::vector<Variant> best_seen(int i) {
+    constexpr size_t kMost = 5;
+    std::stable_sort(seen_[i].begin(), seen_[i].end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<Variant> best;
+    for (const auto& [ratio, variant] : seen_[i]) {
+      const bool known = std::any_of(best.begin(), best.end(), [&v = variant](const Variant& b) { return b.same_cut(v); });
+      if (!known && best.size() < kMost) best.push_back(variant);
+    }
+    return best;
+  }
+
+  cudaStream_t stream_;
+  const std::function<void()>& pass_;
+  Choice& choice_;
+  std::function<bool(int, const Variant&)> exists_;
+  const Stopwatch watch_;
+  Replay best_;
+  int runs_;
+  std::array<std::vector<std::pair<float, Variant>>, kProducts> seen_;  // others than the best: time over the best's, of the last round
+};
 
 }  // namespace
 
@@ -55,58 +157,26 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
   warm();
   choices_[key] = at(rows);
   Choice& choice = choices_[key];
-  const Stopwatch watch;
-  Replay best(stream, pass);
-  const int runs = std::clamp(static_cast<int>(20 / best.milliseconds(watch)), 3, 25);
-  const auto attempt = [&](const Choice& candidate) {
-    const Choice before = choice;
-    choice = candidate;
-    Replay other(stream, pass);
-    if (faster(other, best, runs, watch)) {
-      best = std::move(other);
-    } else {
-      choice = before;
-    }
-  };
-  const auto attempt_one = [&](int i, const Variant& candidate) {
-    if (candidate == choice[i] || !candidate.exists(format_, sizes_[i].boxes)) return;
-    Choice other = choice;
-    other[i] = candidate;
-    attempt(other);
-  };
-  std::array<std::vector<Variant>, kProducts> candidates;
-  for (int i = 0; i < kProducts; ++i) candidates[i] = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
-  const bool brief = rows <= 8 * kRowBox;
-  // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again.
-  const auto descend = [&](auto wanted) {
-    for (int round = 0; round < (brief ? kRounds : 1); ++round) {
-      for (int i = 0; i < kProducts; ++i) {
-        for (Variant candidate : candidates[i]) {
-          if (!wanted(candidate)) continue;
-          if (round > 0 && candidate.way == Way::few && choice[i].way == Way::few) candidate.early = choice[i].early, candidate.prefetch = choice[i].prefetch;
-          attempt_one(i, candidate);
-        }
-      }
-      for (int i = 0; i < kProducts; ++i) {
-        for (size_t k = 0; k < refinements(choice[i]).size(); ++k) {
-          const Variant candidate = refinements(choice[i])[k];
-          if (wanted(candidate)) attempt_one(i, candidate);
-        }
-      }
-    }
-  };
-  descend([](const Variant&) { return true; });
-  if (brief) {
+  Descent descent(stream, pass, choice, [&](int i, const Variant& v) { return v.exists(format_, sizes_[i].boxes); });
+  for (int i = 0; i < kProducts; ++i) descent.candidates[i] = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
+  const auto any = [](const Variant&) { return true; };
+  if (rows > 8 * kRowBox) {
+    descent.run(1, any);
+  } else {
+    // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again and again.
+    descent.run(2, any);
     // Neighbours overlap most where the blocks of both fit on a multiprocessor, which no change of one product alone brings.
-    const auto beside = [](const Variant& v) { return v.way == Way::few && v.resident == 2; };
+    const auto beside = [](const Variant& v) { return v.way == Way::few && v.resident >= 2; };
     const Choice first = choice;
     for (int i = 0; i < kProducts; ++i) {
-      const auto found = std::find_if(candidates[i].begin(), candidates[i].end(), beside);
-      if (found != candidates[i].end()) choice[i] = *found;
+      const auto found = std::find_if(descent.candidates[i].begin(), descent.candidates[i].end(), beside);
+      if (found != descent.candidates[i].end()) choice[i] = *found;
     }
-    best = Replay(stream, pass);
-    descend(beside);
-    attempt(first);
+    descent.restart();
+    descent.run(2, beside);
+    descent.attempt(first);
+    descent.run(1, any);
+    if (descent.run_pairs()) descent.run(1, any);
   }
   if (!library) return;
   Choice all;
@@ -114,7 +184,7 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
   const Choice own = std::exchange(choice, all);
   warm();
   choice = own;
-  attempt(all);
+  descent.attempt(all);
 }
 
 std::string ProductSearch::json() const {

@@ -85,10 +85,10 @@ class Replay {
   cudaGraphExec_t graph_;
 };
 
-// Whether `a` takes less time than `b`, by the medians of `runs` replays of each, in turns: in passes of many rows the GPU grows
+// The time that `a` takes over that of `b`, by the medians of `runs` replays of each, in turns: in passes of many rows the GPU grows
 // hot and its clock falls, so that times taken apart do not compare. One of each, ahead of them, does not count. What differs
 // by 3 % after five is decided: most candidates of a search are far behind, and those that are not deserve the time.
-inline bool faster(const Replay& a, const Replay& b, int runs, const Stopwatch& watch) {
+inline float time_ratio(const Replay& a, const Replay& b, int runs, const Stopwatch& watch) {
   constexpr int kGlance = 5;
   constexpr float kClear = 1.03f;
   std::vector<float> times[2];
@@ -101,9 +101,9 @@ inline bool faster(const Replay& a, const Replay& b, int runs, const Stopwatch& 
     for (int k = 0; i > 0 && k < 2; ++k) times[k].push_back(ms[k]);
     if (i != kGlance) continue;
     const float found = ratio();
-    if (found > kClear || found * kClear < 1) return found < 1;
+    if (found > kClear || found * kClear < 1) return found;
   }
-  return ratio() < 1;
+  return ratio();
 }
 
 }  // namespace bert

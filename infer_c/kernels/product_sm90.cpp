@@ -114,13 +114,13 @@ bool Variant::exists(Format format, int boxes) const {
   const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
   if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;
   if (!among(share, {1, 2, 4}) || !among(pair, {1, 2}) || share + pair > 5 || split * share * pair > 8) return false;
-  if (!among(resident, {1, 2}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || input_rows() < 32 || box_rows() < 32) return false;
+  if (!among(resident, {1, 2, 3}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || input_rows() < 32 || box_rows() < 32) return false;
   return split <= boxes && few_launch(*this, boxes).stages > 0;
 }
 
 FewLaunch few_launch(const Variant& v, int boxes) {
   const Cut c = cut_of(v);
-  const int count = ceil_div(boxes, c.split), room = (v.resident == 2 ? 113 : 227) * 1024 - c.side_bytes();
+  const int count = ceil_div(boxes, c.split), room = (228 / v.resident - 1) * 1024 - c.side_bytes();
   const int apart = std::min(count, (room - c.received_bytes()) / c.stage_bytes()), over = std::min(count, room / c.stage_bytes());
   // The price of reuse is one more barrier of the cluster, so only for want of stages.
   const bool reuse = c.split > 1 && apart < std::min(count, 4) && over > apart && over * c.stage_bytes() >= c.received_bytes();
@@ -183,7 +183,7 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
   };
   const bool many = rows > 8 * kRowBox;
   take(alone, many ? 3 : 10);
-  take(shared, many ? 2 : 4);
+  take(shared, many ? 2 : 8);
   if (rows > kRowBox && ceil_div(rows, kRowBox) * ceil_div(columns, 256) * 4 >= multiprocessors) {
     list.insert(list.end(), for_many.begin(), for_many.end());
   }
@@ -192,9 +192,17 @@ std::vector<Variant> variants(Format format, int rows, int columns, int boxes, i
 
 std::vector<Variant> refinements(const Variant& variant) {
   if (variant.way != Way::few) return {};
-  Variant fetching = variant, late = variant, other = variant;
-  fetching.prefetch = 1, late.early = 0, other.resident = 3 - variant.resident;
-  return {fetching, late, other};
+  std::vector<Variant> list;
+  const auto with = [&](int Variant::* member, int value) {
+    list.push_back(variant);
+    list.back().*member = value;
+  };
+  with(&Variant::prefetch, 1 - variant.prefetch);
+  with(&Variant::early, 1 - variant.early);
+  for (const int resident : {1, 2, 3}) with(&Variant::resident, resident);
+  for (const int share : {1, 2, 4}) with(&Variant::share, share);
+  for (const int pair : {1, 2}) with(&Variant::pair, pair);
+  return list;
 }
 
 void prepare_products(Format format) {

@@ -79,13 +79,14 @@ struct Variant {
   int half_sums = 0;   // they send each other their sums in FP16
   int share = 1;       // neighbouring tiles that fetch their input together. Persistent kernel: blocks that fetch their weights together, 2
   int pair = 1;        // tiles, one below the other, that fetch their weights together
-  int resident = 2;    // blocks of a multiprocessor: 2 get half of its shared memory each
+  int resident = 2;    // blocks of a multiprocessor, its own or a neighbour's: 2 get half of the shared memory each
   int early = 1;       // the next kernel may start before the products, not after them
   int prefetch = 0;    // bring the next product's weights into the L2 cache
 
   static Variant persistent_of(const PersistentTile& tile) { return {Way::persistent, tile.rows, tile.columns, 1, 0, 2}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
   bool has(const PersistentTile& tile) const { return tile_rows == tile.rows && tile_columns == tile.columns; }
+  bool same_cut(const Variant& o) const { return way == o.way && tile_rows == o.tile_rows && tile_columns == o.tile_columns && split == o.split; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'
@@ -102,7 +103,7 @@ struct Variant {
 std::vector<Variant> persistent_variants();
 // Variants worth timing for a product of this size.
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors);
-// What to try of the best of them, always as many; some may not exist.
+// What to try of the best of them, always as many; some are the variant itself or do not exist.
 std::vector<Variant> refinements(const Variant& variant);
 
 constexpr int kColumnGroup = 32;  // columns of a result that grouped_map orders; weights have zero rows up to a multiple of them
