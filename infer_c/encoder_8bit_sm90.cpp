@@ -65,7 +65,7 @@ class EncoderEightBit final : public Encoder {
     const ProductSearch::Choice choice = search_.at(rows);
     const Epilogue gelu = config_.gelu_erf ? Epilogue::gelu_erf : Epilogue::gelu_tanh;
     const RowStats stats[] = {{stats_[0].data(), 1, hidden}, {stats_[1].data(), 1, hidden}};
-    embed_sum(stream, config_, in, table_, sum_[0].data(), stats[0], rows);
+    embed_quantise(stream, config_, in, table_, sum_[0].data(), stats[0], format_, layers_[0].products[0].inverse_scale, normal_.data(), rows);
     for (size_t l = 0; l < layers_.size(); ++l) {
       const Layer& layer = layers_[l];
       const auto normalise = [&](int which, const float* gamma, const float* beta, const Operand& reader, bool descending) {
@@ -85,17 +85,15 @@ class EncoderEightBit final : public Encoder {
         product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i]), p, rows);
       };
       // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
-      normalise(0, layer.gamma, layer.beta, layer.products[0], false);
       product(0, Epilogue::bias, qkv_.data(), 0, 1.f, true);
       attention_sm90(stream, attention_map_, context_.data(), format_, layer.products[1].inverse_scale, in.cu_seqlens, attention_shape(bucket));
       product(1, Epilogue::residual, sum_[1].data(), 0, 1.f, false);
       normalise(1, layer.inner_gamma, layer.inner_beta, layer.products[2], true);
       product(2, gelu, inner_.data(), 0, layer.products[3].inverse_scale, false);
       product(3, Epilogue::residual, sum_[0].data(), 1, 1.f, true);
+      if (l + 1 < layers_.size()) normalise(0, layers_[l + 1].gamma, layers_[l + 1].beta, layers_[l + 1].products[0], false);
     }
-    // For the statistics; nobody reads the 8 bits.
-    quantise_layernorm(stream, format_, sum_[0].data(), last_gamma_, last_beta_, 1.f, normal_.data(), stats[0], in.tokens, rows, hidden, eps);
-    head_of_sum(stream, sum_[0].data(), stats[0], last_gamma_, last_beta_, eps, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
+    head_of_sum(stream, sum_[0].data(), {}, last_gamma_, last_beta_, eps, head_.kernel, head_.bias, logits, in.tokens, rows, hidden);
   }
 
   size_t weight_bytes() const override { return weights_.bytes(); }
@@ -137,6 +135,7 @@ void EncoderEightBit::load(const EngineFile& file) {
   table_ = upload_embeddings<__half>(weights_, config_);
   const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
+  table_.gamma = gamma, table_.beta = beta;
   const auto operand = [&](const std::string& name, int columns, int depth, bool residual) {
     Operand o;
     o.weights = static_cast<const uint8_t*>(weights_.bytes_of(name + "_kernel", format_ == Format::int8 ? "I8" : "U8", columns, depth, kColumnGroup));

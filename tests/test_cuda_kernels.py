@@ -147,3 +147,5 @@ def test_embedding_and_head() -> None:
     normal = (stored - stored.mean(1, keepdims=True)) / stored.std(1, keepdims=True) * gamma + beta
     logits = ops.head_of_sum(out, stats, gamma, beta, 1e-12, kernel, bias)
     assert error(logits, normal @ kernel.T + bias) <= 1e-5
+    found = ops.head_of_sum(out, np.zeros((0, 2), np.float32), gamma, beta, 1e-12, kernel, bias)  # finds the statistics itself
+    assert error(found, normal @ kernel.T + bias) <= 1e-5

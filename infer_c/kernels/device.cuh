@@ -71,6 +71,19 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+__device__ inline float2 warp_sum(float2 x) {
+#pragma unroll
+  for (int step = kWarp / 2; step > 0; step /= 2) x.x += __shfl_xor_sync(~0u, x.x, step), x.y += __shfl_xor_sync(~0u, x.y, step);
+  return x;
+}
+
+// Mean and variance of a row in one go: sums of differences from `origin`, a value of the row, and of their squares. No value is
+// further than sqrt(columns) deviations from the mean, so at worst the variance loses columns * 2^-24 of itself.
+__device__ inline void add_differences(float2& sums, const Eight& x, float origin) {
+#pragma unroll
+  for (const float value : x.v) sums.x += value - origin, sums.y += (value - origin) * (value - origin);
+}
+
 // Sum of the squared deviations from `mean` of a thread's part of a row: vector i begins at column_of(i), if the row is that long.
 template <int kVectors, class ColumnOf>
 __device__ inline float squared_deviations(const Eight (&v)[kVectors], float mean, int columns, ColumnOf column_of) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Embedding lookup: word + position + token type, then LayerNorm, or the sum and its row statistics.
+// Embedding lookup: word + position + token type, then LayerNorm, or the sum and its row statistics, or these and its LayerNorm in 8 bits.
 // One block a token; a row stays in registers between the passes, so each byte is read and written once.
 #include "device.cuh"
 #include "embedding.h"
 #include "launch.h"
+#include "quantise.cuh"
 
 namespace bert {
 
@@ -12,8 +13,10 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kVectors = 4;  // 8 columns each: hidden sizes up to 128 * 4 * 8 = 4096
 
-template <class T, bool kNormalise>
-__global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T> table, Config config, T* out, RowStats stats) {
+// kNormalise: `out` is what comes out of the LayerNorm. kBits: unless Format::half, `normal` is that in 8 bits.
+template <class T, bool kNormalise, Format kBits>
+__global__ void __launch_bounds__(kThreads)
+    embed_kernel(Inputs in, Embeddings<T> table, Config config, T* out, RowStats stats, float inverse_scale, uint8_t* normal) {
   __shared__ float scratch[kThreads / kWarp];
   const auto column_of = [](int i) { return (i * kThreads + threadIdx.x) * 8; };
   let_next_start();
@@ -52,7 +55,11 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T
 #pragma unroll
       for (int j = 0; j < 8; ++j) x[i].v[j] = (x[i].v[j] - mean) * scale * gamma.v[j] + beta.v[j];
     }
-    store8(out + static_cast<size_t>(row) * hidden + column, x[i]);
+    const size_t at = static_cast<size_t>(row) * hidden + column;
+    store8(out + at, x[i]);
+    if constexpr (kBits != Format::half) {
+      store_normal<kBits>(normal + at, x[i], mean, scale, stored_units(table.gamma + column, inverse_scale), stored_units(table.beta + column, inverse_scale));
+    }
   }
   // Equal means in every tile make the combined squared deviations the plain sum of the tiles' shares.
   if (!kNormalise && threadIdx.x < stats.tiles) {
@@ -64,11 +71,18 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Inputs in, Embeddings<T
 
 template <class T>
 void embed(cudaStream_t stream, const Config& config, const Inputs& in, const Embeddings<T>& table, T* out, int rows) {
-  launch(stream, {dim3(rows), dim3(kThreads)}, embed_kernel<T, true>, in, table, config, out, RowStats{});
+  launch(stream, {dim3(rows), dim3(kThreads)}, embed_kernel<T, true, Format::half>, in, table, config, out, RowStats{}, 1.f, nullptr);
 }
 
 void embed_sum(cudaStream_t stream, const Config& config, const Inputs& in, const Embeddings<__half>& table, __half* out, RowStats stats, int rows) {
-  launch(stream, {dim3(rows), dim3(kThreads)}, embed_kernel<__half, false>, in, table, config, out, stats);
+  launch(stream, {dim3(rows), dim3(kThreads)}, embed_kernel<__half, false, Format::half>, in, table, config, out, stats, 1.f, nullptr);
+}
+
+void embed_quantise(cudaStream_t stream, const Config& config, const Inputs& in, const Embeddings<__half>& table, __half* out, RowStats stats,
+                    Format format, float inverse_scale, uint8_t* normal, int rows) {
+  if (format == Format::half) fail("embeddings in FP16 are not quantised");
+  const auto kernel = format == Format::int8 ? embed_kernel<__half, false, Format::int8> : embed_kernel<__half, false, Format::fp8>;
+  launch(stream, {dim3(rows), dim3(kThreads)}, kernel, in, table, config, out, stats, inverse_scale, normal);
 }
 
 template void embed<float>(cudaStream_t, const Config&, const Inputs&, const Embeddings<float>&, float*, int);

@@ -6,6 +6,7 @@
 
 #include "../common.h"
 #include "../engine_file.h"
+#include "format.h"
 
 namespace bert {
 
@@ -40,5 +41,9 @@ void embed(cudaStream_t stream, const Config& config, const Inputs& in, const Em
 
 // The same without the LayerNorm: out = the sum, stats = its statistics. For the Hopper path.
 void embed_sum(cudaStream_t stream, const Config& config, const Inputs& in, const Embeddings<__half>& table, __half* out, RowStats stats, int rows);
+
+// As embed_sum, and normal (rows, hidden) = LayerNorm(sum) * inverse_scale, rounded to 8 bits of `format`. sm_89 and newer.
+void embed_quantise(cudaStream_t stream, const Config& config, const Inputs& in, const Embeddings<__half>& table, __half* out, RowStats stats,
+                    Format format, float inverse_scale, uint8_t* normal, int rows);
 
 }  // namespace bert

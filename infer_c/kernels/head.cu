@@ -11,6 +11,17 @@ namespace {
 
 constexpr int kWarps = 4;
 
+// Of a row that a warp goes over once more afterwards.
+template <class T>
+__device__ inline Norm row_norm(const T* row, int hidden, float eps) {
+  const float origin = to_float(row[0]), share = 1.f / hidden;
+  float2 sums{};
+  for (int column = threadIdx.x % kWarp * 8; column < hidden; column += kWarp * 8) add_differences(sums, load8(row + column), origin);
+  sums = warp_sum(sums);
+  const float mean = sums.x * share;
+  return {origin + mean, rsqrtf(fmaxf(sums.y * share - mean * mean, 0.f) + eps)};
+}
+
 template <class T, bool kNormalise>
 __global__ void __launch_bounds__(kWarps* kWarp) head_kernel(const T* x, RowStats stats, const float* gamma, const float* beta, float eps,
                                                              const float* kernel, const float* bias, float* logits, const int* tokens, int hidden) {
@@ -18,7 +29,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) head_kernel(const T* x, RowStat
   if (row >= *tokens) return;
   wait_for_previous();
   Norm norm{0.f, 1.f};
-  if (kNormalise) norm = combine(stats, row, hidden, eps, kWarp);
+  if (kNormalise) norm = stats.data ? combine(stats, row, hidden, eps, kWarp) : row_norm(x + static_cast<size_t>(row) * hidden, hidden, eps);
   float start = 0, end = 0;
   for (int column = lane * 8; column < hidden; column += kWarp * 8) {
     Eight values = load8(x + static_cast<size_t>(row) * hidden + column);

@@ -12,7 +12,7 @@ namespace bert {
 template <class T>
 void head(cudaStream_t stream, const T* x, const float* kernel, const float* bias, float* logits, const int* tokens, int rows, int hidden);
 
-// The same from rows stored before their LayerNorm. For the Hopper path.
+// The same from rows stored before their LayerNorm; without statistics (no data) they are found here. For the Hopper path.
 void head_of_sum(cudaStream_t stream, const __half* x, RowStats stats, const float* gamma, const float* beta, float eps, const float* kernel,
                  const float* bias, float* logits, const int* tokens, int rows, int hidden);
 

@@ -15,26 +15,6 @@ namespace {
 constexpr int kWarps = 4;   // of a block
 constexpr int kBlocks = 3;  // of a multiprocessor
 
-// gamma or beta in units of the stored values.
-__device__ inline Eight stored_units(const float* from, float inverse_scale) {
-  Eight x = load8(from);
-#pragma unroll
-  for (float& v : x.v) v *= inverse_scale;
-  return x;
-}
-
-template <Format kFormat>
-__device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, float scale, const Eight& gamma, const Eight& beta) {
-  const float shift = -mean * scale;
-  unsigned pairs[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const auto normal = [&](int k) { return fmaf(fmaf(x.v[k], scale, shift), gamma.v[k], beta.v[k]); };
-    pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
-  }
-  *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
-}
-
 // kVectors: 8 columns a lane each. kKeep: gamma, beta and the next two rows stay in registers.
 template <Format kFormat, int kVectors, bool kKeep>
 __global__ void __launch_bounds__(kWarps * kWarp, kKeep ? kBlocks : 1)
@@ -124,23 +104,15 @@ __global__ void __launch_bounds__(kThreads)
   uint4 raw[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) raw[i] = __ldcg(reinterpret_cast<const uint4*>(x + base + min(column_of(i), hidden - 8)));
-  // Sums of differences from the row's first value and of their squares. No value is further than sqrt(hidden) deviations from the
-  // mean: at worst the variance loses hidden * 2^-24 of itself.
   const float origin = __half2float(__ldcg(x + base));
   Eight v[kVectors];
   float2 sums{};
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     v[i] = widen8(raw[i]);
-    if (column_of(i) >= hidden) continue;
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float difference = v[i].v[j] - origin;
-      sums.x += difference, sums.y += difference * difference;
-    }
+    if (column_of(i) < hidden) add_differences(sums, v[i], origin);
   }
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) sums.x += __shfl_xor_sync(~0u, sums.x, step), sums.y += __shfl_xor_sync(~0u, sums.y, step);
+  sums = warp_sum(sums);
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = sums;
   __syncthreads();
   sums = {};

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floats to FP16 or 8 bits, two at a time; rounding to nearest even, saturating. Values come multiplied by the inverse of
-// the tensor's scale already.
+// Floats to FP16 or 8 bits; rounding to nearest even, saturating. Values come multiplied by the inverse of the tensor's scale already.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -9,6 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "device.cuh"
 #include "format.h"
 
 namespace bert {
@@ -34,6 +34,27 @@ __device__ inline Pair<kFormat> narrow_pair(float a, float b) {
     const float x = fmaxf(fminf(a, 127.f), -127.f) + kShift, y = fmaxf(fminf(b, 127.f), -127.f) + kShift;
     return static_cast<uint16_t>(__byte_perm(__float_as_uint(x), __float_as_uint(y), 0x0040));
   }
+}
+
+// gamma or beta in units of the stored values.
+__device__ inline Eight stored_units(const float* from, float inverse_scale) {
+  Eight x = load8(from);
+#pragma unroll
+  for (float& v : x.v) v *= inverse_scale;
+  return x;
+}
+
+// Eight values of a row after its LayerNorm, into 8 bits; gamma and beta in stored units.
+template <Format kFormat>
+__device__ inline void store_normal(uint8_t* to, const Eight& x, float mean, float scale, const Eight& gamma, const Eight& beta) {
+  const float shift = -mean * scale;
+  unsigned pairs[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const auto normal = [&](int k) { return fmaf(fmaf(x.v[k], scale, shift), gamma.v[k], beta.v[k]); };
+    pairs[j] = narrow_pair<kFormat>(normal(2 * j), normal(2 * j + 1));
+  }
+  *reinterpret_cast<uint2*>(to) = make_uint2(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16);
 }
 
 }  // namespace bert

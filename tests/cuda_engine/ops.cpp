@@ -195,16 +195,17 @@ py::tuple embed_sum_f16(const Int& triples, const Half& word, const Half& positi
   return py::make_tuple(to_host<uint16_t>(out, rows, hidden), to_host<float>(stats, rows, 2));
 }
 
-// Logits of rows stored before their LayerNorm.
+// Logits of rows stored before their LayerNorm; `stats` may be empty.
 py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Float& gamma, const Float& beta, float eps, const Float& kernel, const Float& bias) {
   const int rows = static_cast<int>(x.shape(0)), hidden = static_cast<int>(x.shape(1));
   auto dx = to_device<__half>(x);
   auto ds = to_device<float2>(stats);
+  const RowStats known{stats.size() > 0 ? ds.data() : nullptr, 1, hidden};
   auto dg = to_device<float>(gamma), de = to_device<float>(beta), dk = to_device<float>(kernel), db = to_device<float>(bias);
   Buffer<int> tokens(1);
   CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
   auto logits = poisoned<float>(2ull * rows);
-  head_of_sum(nullptr, dx.data(), {ds.data(), 1, hidden}, dg.data(), de.data(), eps, dk.data(), db.data(), logits.data(), tokens.data(), rows, hidden);
+  head_of_sum(nullptr, dx.data(), known, dg.data(), de.data(), eps, dk.data(), db.data(), logits.data(), tokens.data(), rows, hidden);
   return to_host<float>(logits, rows, 2);
 }
 
