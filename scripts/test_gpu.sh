@@ -25,8 +25,8 @@ echo "== kernels and engines against NumPy"
 # Where pytest-xdist is installed, all at once; the test of the GPU's memory must be alone on it.
 processes=()
 "$python" -c "import xdist" 2> /dev/null && processes=(-n "${TEST_PROCESSES:-8}")
-timeout -s KILL "${TEST_SECONDS:-300}" "$python" -m pytest -q -p no:benchmark "${processes[@]}" tests/test_cuda_*.py -k "not memory_is_flat"
-timeout -s KILL "${TEST_SECONDS:-300}" "$python" -m pytest -q tests/test_cuda_model.py -k memory_is_flat
+timeout -s KILL "${TEST_SECONDS:-600}" "$python" -m pytest -q -p no:benchmark "${processes[@]}" tests/test_cuda_*.py -k "not memory_is_flat"
+timeout -s KILL "${TEST_SECONDS:-600}" "$python" -m pytest -q tests/test_cuda_model.py -k memory_is_flat
 
 echo "== SQuAD with the repository's model"
 whole=$([ "$(grep -o '"question":' "$squad" | wc -l)" -eq 10570 ] && echo yes || true)
@@ -47,9 +47,9 @@ done
 if command -v compute-sanitizer > /dev/null; then
   check() {
     echo "== compute-sanitizer $*"
-    timeout -s KILL "${SANITIZER_SECONDS:-300}" compute-sanitizer --tool "$1" --error-exitcode 9 "$python" -m pytest -q -x \
+    timeout -s KILL "${SANITIZER_SECONDS:-600}" compute-sanitizer --tool "$1" --error-exitcode 9 "$python" -m pytest -q -x \
       -p tests.cuda_engine.small "${@:2}" -k "${SANITIZER_TESTS:-not gelu_erf}" | tail -4
   }
   check memcheck tests/test_cuda_kernels.py tests/test_cuda_products.py
-  check racecheck tests/test_cuda_kernels.py # of the products it names the exchange of sums: docs/kernels.md, "Correct"
+  check racecheck tests/test_cuda_kernels.py tests/test_cuda_products.py
 fi
