@@ -71,6 +71,12 @@ class CudaRunner final : public Runner {
     ready(bucket_of(size, length, size * length));
   }
 
+  bool searched(int size, int longest, int tokens) const override {
+    if (size > limits_.max_batch || longest > limits_.max_length) return true;  // run() refuses it
+    std::lock_guard lock(mutex_);
+    return encoder_->tuned(bucket_of(size, longest, tokens));
+  }
+
   void run(const HostBatch& batch, float* logits) override {
     const int longest = check_batch(batch, file_.info().config, limits_.max_batch, limits_.max_length);
     const int tokens = batch.cu_seqlens[batch.size];

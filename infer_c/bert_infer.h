@@ -41,6 +41,8 @@ class Runner {
   virtual int max_length() const = 0;
   // Search algorithms (and capture a graph) for `size` sequences of up to `length` tokens, ahead of the first run.
   virtual void prepare(int size, int length) = 0;
+  // Whether a batch of so many sequences, the longest of `longest` tokens, runs without a search of seconds.
+  virtual bool searched(int /*size*/, int /*longest*/, int /*tokens*/) const { return true; }
   // logits (tokens, 2). Any thread may call; calls queue.
   virtual void run(const HostBatch& batch, float* logits) = 0;
   // Copy a batch to the device, then run it again and again: milliseconds between two device events around one pass.

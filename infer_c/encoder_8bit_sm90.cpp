@@ -58,6 +58,7 @@ class EncoderEightBit final : public Encoder {
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
     search_.run(stream, bucket.rows, [&] { forward(stream, in, bucket, logits); }, false);
   }
+  bool tuned(const Bucket& bucket) const override { return search_.knows(bucket.rows); }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
     const int hidden = config_.hidden_size, rows = bucket.rows;

@@ -118,6 +118,10 @@ class BertInf {
   }
 
   std::string choices() const { return runner_->choices(); }
+  bool searched(int size, int longest, int tokens) const {
+    py::gil_scoped_release unlocked;
+    return runner_->searched(size, longest, tokens);
+  }
 
  private:
   std::unique_ptr<bert::Runner> runner_;
@@ -135,6 +139,12 @@ int capability() {
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
   return 10 * major + minor;
+}
+
+// Name of device 0; empty without one.
+std::string device_name() {
+  cudaDeviceProp properties{};
+  return device_count() > 0 && cudaGetDeviceProperties(&properties, 0) == cudaSuccess ? properties.name : "";
 }
 
 // Parse an engine file's header without a GPU: what a test of the reader needs.
@@ -165,9 +175,11 @@ PYBIND11_MODULE(infer_c, m) {
       .def("stage", &BertInf::stage, py::arg("ids"), py::arg("segments"), py::arg("cu_seqlens"))
       .def("time_staged", &BertInf::time_staged)
       .def("facts", &BertInf::facts)
-      .def("choices", &BertInf::choices);
+      .def("choices", &BertInf::choices)
+      .def("searched", &BertInf::searched, py::arg("batch"), py::arg("longest"), py::arg("tokens"));
   m.def("device_count", &device_count);
   m.def("capability", &capability);
+  m.def("device_name", &device_name);
   m.def("tensorrt_version", &bert::tensorrt_version);
   m.def("read_engine", &read_engine, py::arg("path"));
 }

@@ -28,6 +28,9 @@ class ProductSearch {
   // What was found for this many rows, or a fair guess.
   Choice at(int rows) const;
 
+  // Whether this size class was searched, here or by an earlier run.
+  bool knows(int rows) const { return choices_.count(row_key(rows)) != 0; }
+
   // Search, unless this size class was searched before: `pass` enqueues a pass with what at(rows) returns. `library`: try
   // cuBLASLt's products too, last.
   void run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from conftest import ROOT, small_config, small_weights
 from helpers import backends
 from helpers.backends import cuda, cuda_file
+from helpers.batching import random_batch
 from helpers.config import BuildOptions
 from helpers.engine_file import METADATA_KEY, EngineInfo, read_info
 from helpers.errors import EngineMismatch, InputError, MissingDependency, UsageError
@@ -181,6 +182,45 @@ def test_weights_without_ranges_make_no_eight_bit_engine(tmp_path: Path) -> None
 def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency, match="cmake -S . -B build && cmake --build build -j"):
         backends.module("cuda").check()
+
+
+class FakeEngine:
+    """Stands for infer_c.bert_inf: a run finds what its number of tokens lacks."""
+
+    def __init__(self, path: str, enable_graph: bool, choices: str) -> None:
+        self.found = json.loads(choices)
+
+    def searched(self, batch: int, longest: int, tokens: int) -> bool:
+        return str(tokens) in self.found
+
+    def run_packed(self, ids: np.ndarray, segments: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+        self.found.setdefault(str(ids.size), [[1]])
+        return np.zeros((ids.size, 2), np.float32)
+
+    def choices(self) -> str:
+        return json.dumps(self.found)
+
+
+def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_engine(tmp_path / "e")
+    info = replace(read_info(path), details={"algorithms": {"40": [[2]]}, "searched_on": "GPU A"})
+
+    def announced(device: str, lengths: list[int]) -> list[str]:
+        module = SimpleNamespace(bert_inf=FakeEngine, capability=lambda: 90, device_name=lambda: device)
+        monkeypatch.setitem(sys.modules, "infer_c", module)
+        said: list[str] = []
+        session = backends.load(path, info, backends.LoadOptions(log=said.append))
+        for length in lengths:
+            session.run(random_batch([length], CONFIG.vocab_size))
+        return said
+
+    assert announced("GPU A", [40]) == []  # searched at the build
+    said = announced("GPU A", [300, 300])
+    assert len(said) == 1 and "about 300 tokens" in said[0]
+    assert announced("GPU A", [300, 40]) == []  # remembered
+    assert len(announced("GPU B", [300, 40])) == 2  # neither was found on such a GPU
+    assert announced("GPU B", [300, 40]) == []
 
 
 # --- the compiled module ---

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
-from helpers import QuestionAnswerer, engine_text
+from helpers import QuestionAnswerer, answer, engine_text
 from helpers.data_processing import Example, WindowOptions, read_squad
 from helpers.errors import EngineMismatch
 from helpers.squad_metrics import evaluate_v11
@@ -238,3 +239,15 @@ def test_an_error_does_not_wait_for_what_has_not_begun(engines, monkeypatch) -> 
     with pytest.raises(EngineMismatch, match="not finite"):
         list(qa.answer_all([Example("", QUESTION, PASSAGE)] * 1000))
     assert len(runs) < 50
+
+
+@pytest.mark.parametrize(("backend", "first", "rate"), [("cuda", 5.0, "100.000"), ("cpu", 0.4, "100.000"), ("cpu", 5.0, "0.200")])
+def test_the_time_printed_is_not_that_of_setting_up(
+    backend: str, first: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU engine's first run may look for its fastest kernels; on a CPU a long run is not repeated."""
+    best = SimpleNamespace(answers=[SimpleNamespace(answer="x", score=1.0)])
+    runs = iter([(best, 1, first), (best, 1, 0.01)])
+    monkeypatch.setattr(answer, "_timed", lambda *_: next(runs))
+    answer.answer_one(SimpleNamespace(info=SimpleNamespace(backend=backend)), PASSAGE, QUESTION, False, False)
+    assert f"Running inference in {rate} Sentences/Sec" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from helpers import __version__
 from helpers.backends import LoadOptions, Session
 from helpers.backends.cuda_file import packed_tensors
 from helpers.batching import Batch
@@ -135,21 +136,30 @@ class CudaSession:
         self.batch_size = min(self.batch_size, info.max_batch)
         self._memory = _AlgorithmMemory(info)
         self._seen: set[tuple[int, int]] = set()
+        self._log = options.log
         self._engine = infer_c().bert_inf(str(path), enable_graph=options.enable_graph, choices=self._memory.read())
 
     def run(self, batch: Batch) -> np.ndarray:
+        shape = (batch.size, batch.tokens // 128)
+        fresh = shape not in self._seen  # only a new shape can start a search
+        if fresh:
+            self._announce(batch)
         try:
             logits: np.ndarray = self._engine.run_packed(batch.ids, batch.segments, batch.cu_seqlens)
         except ValueError as error:
             raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
-        shape = (batch.size, batch.tokens // 128)
-        if shape not in self._seen:  # only a new shape can have started a search
+        if fresh:
             self._seen.add(shape)
             self._memory.write(self._engine)
         return logits
 
+    def _announce(self, batch: Batch) -> None:
+        if not self._engine.searched(batch.size, batch.max_seqlen, batch.tokens):
+            self._log(f"finding the fastest kernels for runs of about {batch.tokens} tokens on this GPU: some seconds, once")
+
     def timer(self, batch: Batch) -> Callable[[], float]:
         """Stage a batch on the device; return a function that runs it and returns its milliseconds between two CUDA events."""
+        self._announce(batch)
         try:
             self._engine.stage(batch.ids, batch.segments, batch.cu_seqlens)
         except ValueError as error:
@@ -171,11 +181,12 @@ class CudaSession:
 
 
 class _AlgorithmMemory:
-    """Algorithms found after the build: a file for each model and GPU under XDG_CACHE_HOME, ~/.cache by default."""
+    """Algorithms found on a GPU like this: at the build, and after it, in a file under XDG_CACHE_HOME, by default ~/.cache."""
 
     def __init__(self, info: EngineInfo) -> None:
-        self._known = dict(info.details.get("algorithms", {}))
-        identity = f"{info.config}{info.precision}{infer_c().capability()}{info.details.get('searched_on')}"
+        device = infer_c().device_name()
+        self._known = dict(info.details.get("algorithms", {})) if info.details.get("searched_on") == device else {}
+        identity = f"{__version__}{info.config}{info.precision}{device}"
         self._path = cache_directory("cuda") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> str:
