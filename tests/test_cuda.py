@@ -158,7 +158,7 @@ def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> 
 
 def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
-    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89))
+    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89, device_name=lambda: "GPU"))
     path = write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})
     assert f"for another machine: {path} is an int8 engine" in capsys.readouterr().err
     info = read_info(path)
@@ -181,6 +181,9 @@ def test_weights_without_ranges_make_no_eight_bit_engine(tmp_path: Path) -> None
 
 def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> None:
     with pytest.raises(MissingDependency, match="cmake -S . -B build && cmake --build build -j"):
+        backends.module("cuda").check()
+    (tmp_path / "infer_c.py").write_text("bert_inf = None\n")
+    with pytest.raises(MissingDependency, match=r"was compiled from an older version; in .* run: cmake -S \. -B build"):
         backends.module("cuda").check()
 
 

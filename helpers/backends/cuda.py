@@ -38,10 +38,11 @@ def infer_c() -> Any:
         sys.path.insert(0, directory)
     try:
         module = importlib.import_module("infer_c")
-        if hasattr(module, "bert_inf"):
+        if hasattr(module, "device_name"):
             return module
-        del sys.modules["infer_c"]  # the source folder of that name, found as a namespace package
-        reason = "is not compiled"
+        del sys.modules["infer_c"]
+        # Without it, what was found is the source folder of that name, as a namespace package.
+        reason = "was compiled from an older version" if hasattr(module, "bert_inf") else "is not compiled"
     except ImportError as error:
         reason = f"cannot be loaded ({error})"
     raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; in {ROOT} run: {BUILD_COMMAND}")
