@@ -7,6 +7,7 @@
 
 #include "json.h"
 #include "kernels/launch.h"
+#include "kernels/product_few.h"
 #include "replay.h"
 
 namespace bert {
@@ -101,7 +102,7 @@ class Descent {
     std::stable_sort(seen_[i].begin(), seen_[i].end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     std::vector<Variant> best;
     for (const auto& [ratio, variant] : seen_[i]) {
-      const bool known = std::any_of(best.begin(), best.end(), [&v = variant](const Variant& b) { return b.same_cut(v); });
+      const bool known = std::any_of(best.begin(), best.end(), [&v = variant](const Variant& b) { return cut_of(b) == cut_of(v); });
       if (!known && best.size() < kMost) best.push_back(variant);
     }
     return best;

@@ -107,7 +107,7 @@ def _search(path: Path, output: Path, info: EngineInfo) -> dict[str, Any]:
     for size in info.batch_sizes:
         for length in info.sequence_lengths:
             engine.prepare(size, length)
-    return {"algorithms": json.loads(engine.choices()), "searched_on": engine.facts()["device"]}
+    return {"algorithms": json.loads(engine.choices()), "searched_on": infer_c().device_name()}
 
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:

@@ -10,7 +10,6 @@ namespace bert::attention {
 namespace {
 
 constexpr int kKeys = 128;  // of a warpgroup
-constexpr int kParts = 8;   // in which they are weighed
 constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
 
 // Queries; keys and values, row maxima and row sums, two barriers for each warpgroup; one barrier for the queries.
@@ -79,18 +78,14 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   Rows sum{0, 0};
   // The tensor cores multiply the first weights while the next ones are found.
 #pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    constexpr int kSteps = kKeys / 16 / kParts;
-    const auto& scores = reinterpret_cast<const float(&)[8 * kSteps]>(s[part * 8 * kSteps]);
-    const Rows more = weigh(scores, reinterpret_cast<uint32_t(&)[kSteps][4]>(weights[part * kSteps]), scale, most);
+  for (int k = 0; k < kKeys / 16; ++k) {
+    const auto& scores = reinterpret_cast<const float(&)[8]>(s[8 * k]);
+    const Rows more = weigh(scores, reinterpret_cast<uint32_t(&)[1][4]>(weights[k]), scale, most);
     sum.a += more.a, sum.b += more.b;
-    if (part == 0) sm90::wait(value_ready, 0);
+    if (k == 0) sm90::wait(value_ready, 0);
     sm90::pin(out);
     sm90::multiply_fence();
-#pragma unroll
-    for (int k = part * kSteps; k < (part + 1) * kSteps; ++k) {
-      sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(values + k * 16 * kHead * 2), k > 0);
-    }
+    sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<2 * kHead>(values + k * 16 * kHead * 2), k > 0);
     sm90::multiply_commit();
     sm90::pin(out);
   }

@@ -94,8 +94,7 @@ __device__ inline void find_share(const int* cu_seqlens, int batch, int heads, P
   const auto cost_of = [](int boxes) { return boxes * tile_cost(boxes); };  // of a head
   int total = 0;
   for (int s = threadIdx.x; s < batch; s += blockDim.x) total += cost_of(boxes_of(s));
-#pragma unroll
-  for (int i = kWarp / 2; i > 0; i /= 2) total += __shfl_xor_sync(~0u, total, i);
+  total = warp_sum(total);
   if (lane == 0) sums[warp] = total;
   if (threadIdx.x < 2) bounds[threadIdx.x] = {batch, 0, 0};
   __syncthreads();

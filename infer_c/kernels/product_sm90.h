@@ -86,7 +86,6 @@ struct Variant {
   static Variant persistent_of(const PersistentTile& tile) { return {Way::persistent, tile.rows, tile.columns, 1, 0, 2}; }
   static Variant of_library() { return {Way::library, 0, 0}; }
   bool has(const PersistentTile& tile) const { return tile_rows == tile.rows && tile_columns == tile.columns; }
-  bool same_cut(const Variant& o) const { return way == o.way && tile_rows == o.tile_rows && tile_columns == o.tile_columns && split == o.split; }
   bool library() const { return way == Way::library; }
   int input_rows() const;  // of a box of the activations' tensor map
   int box_rows() const;    // of the weights'

@@ -200,12 +200,11 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
   const int rows = static_cast<int>(x.shape(0)), hidden = static_cast<int>(x.shape(1));
   auto dx = to_device<__half>(x);
   auto ds = to_device<float2>(stats);
-  const RowStats known{stats.size() > 0 ? ds.data() : nullptr, 1, hidden};
   auto dg = to_device<float>(gamma), de = to_device<float>(beta), dk = to_device<float>(kernel), db = to_device<float>(bias);
   Buffer<int> tokens(1);
   CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
   auto logits = poisoned<float>(2ull * rows);
-  head_of_sum(nullptr, dx.data(), known, dg.data(), de.data(), eps, dk.data(), db.data(), logits.data(), tokens.data(), rows, hidden);
+  head_of_sum(nullptr, dx.data(), {ds.data(), 1, hidden}, dg.data(), de.data(), eps, dk.data(), db.data(), logits.data(), tokens.data(), rows, hidden);
   return to_host<float>(logits, rows, 2);
 }
 
