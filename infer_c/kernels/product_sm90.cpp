@@ -53,6 +53,8 @@ BoxMaps::BoxMaps(const void* matrix, Format format, int rows, int columns) {
   for (size_t i = 0; i < std::size(kHeights); ++i) maps_[i] = matrix_map(matrix, format, rows, columns, kHeights[i]);
 }
 
+bool BoxMaps::has(int box_rows) { return std::find(std::begin(kHeights), std::end(kHeights), box_rows) != std::end(kHeights); }
+
 const CUtensorMap& BoxMaps::of(int box_rows) const {
   const auto* found = std::find(std::begin(kHeights), std::end(kHeights), box_rows);
   if (found == std::end(kHeights)) fail("there is no tensor map with boxes of ", box_rows, " rows");
@@ -114,7 +116,7 @@ bool Variant::exists(Format format, int boxes) const {
   const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
   if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;
   if (!among(share, {1, 2, 4}) || !among(pair, {1, 2}) || share + pair > 5 || split * share * pair > 8) return false;
-  if (!among(resident, {1, 2, 3}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || input_rows() < 32 || box_rows() < 32) return false;
+  if (!among(resident, {1, 2, 3}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || !BoxMaps::has(input_rows()) || !BoxMaps::has(box_rows())) return false;
   return split <= boxes && few_launch(*this, boxes).stages > 0;
 }
 

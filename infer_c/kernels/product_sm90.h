@@ -124,9 +124,10 @@ class BoxMaps {
   BoxMaps() = default;
   BoxMaps(const void* matrix, Format format, int rows, int columns);
   const CUtensorMap& of(int box_rows) const;
+  static bool has(int box_rows);
 
  private:
-  static constexpr int kHeights[] = {32, 48, 64, 96, 128, 192, 256};
+  static constexpr int kHeights[] = {32, 48, 64, 72, 96, 104, 128, 192, 256};
   CUtensorMap maps_[sizeof kHeights / sizeof *kHeights];
 };
 

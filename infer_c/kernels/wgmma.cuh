@@ -75,10 +75,12 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
 #define BERT_TEXT32 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BERT_TEXT36 BERT_TEXT32 ", %32, %33, %34, %35"
 #define BERT_TEXT48 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define BERT_TEXT52 BERT_TEXT48 ", %48, %49, %50, %51"
 #define BERT_TEXT64 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -97,11 +99,14 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define BERT_D4(C, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3])
 #define BERT_D8(C, i) C(d[i]), C(d[i + 1]), C(d[i + 2]), C(d[i + 3]), C(d[i + 4]), C(d[i + 5]), C(d[i + 6]), C(d[i + 7])
 #define BERT_D16(C, i) BERT_D8(C, i), BERT_D8(C, i + 8)
 #define BERT_D24(C, i) BERT_D16(C, i), BERT_D8(C, i + 16)
 #define BERT_D32(C, i) BERT_D16(C, i), BERT_D16(C, i + 16)
+#define BERT_D36(C, i) BERT_D32(C, i), BERT_D4(C, i + 32)
 #define BERT_D48(C, i) BERT_D32(C, i), BERT_D16(C, i + 32)
+#define BERT_D52(C, i) BERT_D48(C, i), BERT_D4(C, i + 48)
 #define BERT_D64(C, i) BERT_D32(C, i), BERT_D32(C, i + 32)
 #define BERT_D96(C, i) BERT_D64(C, i), BERT_D32(C, i + 64)
 #define BERT_D128(C, i) BERT_D64(C, i), BERT_D64(C, i + 64)
@@ -126,6 +131,9 @@ BERT_MULTIPLY_ALL(96, 48, "48", "49", "50")
 BERT_MULTIPLY_ALL(128, 64, "64", "65", "66")
 BERT_MULTIPLY_ALL(192, 96, "96", "97", "98")
 BERT_MULTIPLY_ALL(256, 128, "128", "129", "130")
+// INT8 knows no such widths.
+BERT_MULTIPLY(72, 36, Format::half, "+f", "k16.f32.f16.f16", ", 1, 1, 0, 0", "36", "37", "38")
+BERT_MULTIPLY(104, 52, Format::half, "+f", "k16.f32.f16.f16", ", 1, 1, 0, 0", "52", "53", "54")
 
 #define BERT_MULTIPLY_REGISTERS(kN, H, TRANSPOSED, ORDER, A0, A1, A2, A3, B, P)                                                       \
   template <>                                                                                                                       \
@@ -142,18 +150,23 @@ BERT_MULTIPLY_REGISTERS(64, 32, true, "1", "32", "33", "34", "35", "36", "37")
 #undef BERT_MULTIPLY_REGISTERS
 #undef BERT_MULTIPLY_ALL
 #undef BERT_MULTIPLY
+#undef BERT_D4
 #undef BERT_D8
 #undef BERT_D16
 #undef BERT_D24
 #undef BERT_D32
+#undef BERT_D36
 #undef BERT_D48
+#undef BERT_D52
 #undef BERT_D64
 #undef BERT_D96
 #undef BERT_D128
 #undef BERT_TEXT16
 #undef BERT_TEXT24
 #undef BERT_TEXT32
+#undef BERT_TEXT36
 #undef BERT_TEXT48
+#undef BERT_TEXT52
 #undef BERT_TEXT64
 #undef BERT_TEXT96
 #undef BERT_TEXT128
