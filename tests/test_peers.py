@@ -92,7 +92,7 @@ def test_long_runs_are_fewer(peers: ModuleType) -> None:
 def test_all_windows_of_squad_packed_and_padded(run: Run, peers: ModuleType, tmp_path: Path) -> None:
     batches = peers.squad_batches(SAMPLE)
     sizes, lengths = [batch.size for batch in batches], [int(n) for batch in batches for n in batch.lengths]
-    assert set(sizes[:-1]) == {128} and lengths != sorted(lengths)
+    assert set(sizes[:-1]) == {512} and lengths != sorted(lengths)
     assert run("--models", "base", "--lengths", "--packed", SAMPLE) == 0
     (packed, padded) = rows(tmp_path)
     assert packed == ("packed", "fp16", f"{128 * sum(lengths) / len(lengths) / 1000:.4f}")
@@ -105,7 +105,7 @@ def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, mon
     path = peers.build_engine("tiny", "fp16", tmp_path / "kept")
     info, built = read_info(path), path.stat().st_mtime_ns
     assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "built again"
-    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 128, 384)
+    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 512, 384)
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
         peers.build_engine("odd", "fp16", tmp_path)
