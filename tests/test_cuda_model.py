@@ -55,12 +55,6 @@ def test_repository_model(config, weights, tmp_path: Path, fp16: bool, graph: bo
     assert relative_error(run(e, batch), Reference(config, weights, np.float64)(batch)) <= (1e-3 if fp16 else 1e-5)
 
 
-def forced(variant: list[int]) -> str:
-    """Return choices that make all products of the Hopper path run one way."""
-    keys = [*range(128, 1025, 128), 2048, 4096, 8192]
-    return json.dumps({str(key): [variant] * 4 for key in keys})
-
-
 # cuBLASLt, the persistent kernel, the one for few rows: numbers as in Variant (product_sm90.h).
 WAYS = [
     [0, 1, 1],
@@ -81,7 +75,7 @@ WAYS = [
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
 def test_every_way_to_run_the_products(config, weights, tmp_path: Path, activation: str, variant: list[int], graph: bool) -> None:
     config = replace(config, activation=activation)
-    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), enable_graph=graph, choices=forced(variant))
+    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), enable_graph=graph, choices=built.forced(variant))
     assert [kept[: len(variant)] for kept in json.loads(e.choices())["128"]] == [variant] * 4
     for lengths in ([17], [1, 127, 129, 384]):
         batch = random_batch(lengths, config.vocab_size)
@@ -94,7 +88,7 @@ def test_every_way_to_run_the_products(config, weights, tmp_path: Path, activati
 @pytest.mark.skipif(built.capability() != 90, reason="needs a Hopper GPU")
 @pytest.mark.parametrize("variant", [[64, 2, 2], [128, 64, 3, 0], [128, 64, 8, 0], [256, 1, 3]], ids=str)
 def test_ways_that_do_not_exist_are_searched_again(config, weights, tmp_path: Path, variant: list[int]) -> None:
-    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), choices=forced(variant))
+    e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), choices=built.forced(variant))
     assert json.loads(e.choices()) == {}
     run(e, random_batch([17], config.vocab_size))
     assert list(json.loads(e.choices())) == ["128"]
@@ -115,7 +109,8 @@ def test_odd_models(tmp_path: Path, heads: int, head_size: int, activation: str)
 
 def test_batch_equals_single_and_graph_equals_no_graph(config, weights, tmp_path: Path) -> None:
     path = engine(tmp_path / "e", config, weights, True)
-    plain, graph = infer_c.bert_inf(path), infer_c.bert_inf(path, enable_graph=True)
+    choices = built.forced([128, 64, 1, 0], [256, 1, 2])  # a search for each length would take a minute
+    plain, graph = infer_c.bert_inf(path, choices=choices), infer_c.bert_inf(path, enable_graph=True, choices=choices)
     batch = random_batch(MIXED, config.vocab_size)
     together = run(plain, batch)
     assert relative_error(run(graph, batch), together) <= 1e-3

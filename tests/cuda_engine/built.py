@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -31,3 +32,9 @@ def capability() -> int:
     """Return 90 on Hopper; 0 without a usable GPU or without infer_c."""
     infer_c = module("infer_c")
     return infer_c.capability() if infer_c else 0
+
+
+def forced(few: list[int], many: list[int] | None = None) -> str:
+    """Return choices: all products of batches to 1,024 rows run one way, those of larger ones another, if it is given."""
+    small, large = range(128, 1025, 128), (2048, 4096, 8192)
+    return json.dumps({str(key): [few if key in small else many or few] * 4 for key in (*small, *large)})
