@@ -36,5 +36,5 @@ def capability() -> int:
 
 def forced(few: list[int], many: list[int] | None = None) -> str:
     """Return choices: all products of batches to 1,024 rows run one way, those of larger ones another, if it is given."""
-    small, large = range(128, 1025, 128), (2048, 4096, 8192)
+    small, large = range(128, 1025, 128), (1536, 2048, 3072, 4096, 6144, 8192)
     return json.dumps({str(key): [few if key in small else many or few] * 4 for key in (*small, *large)})
