@@ -33,6 +33,7 @@ MANY = [(256, 1, 2), (256, 2, 2), (256, 3, 2)]
 FEW = [
     *[(64, 48, 1, 0), (64, 64, 1, 0), (64, 64, 2, 0, 2, 2), (64, 64, 4, 0), (128, 64, 1, 0), (128, 64, 2, 0), (128, 48, 4, 0)],
     *[(128, 96, 1, 0), (128, 96, 2, 0, 1, 1, 1), (128, 128, 2, 0, 2)],
+    *[(128, 128, 1, 0, 1, 1, 1), (192, 96, 1, 0, 1, 1, 1), (192, 128, 1, 0, 1, 1, 1), (256, 128, 1, 0, 1, 1, 1)],
 ]
 FEW_HALF = [(64, 96, 1, 0, 1, 2), (128, 64, 4, 1), (128, 128, 4, 1)]
 
@@ -83,7 +84,7 @@ def times(ops: Any, torch: Any, model: str, name: str, rows: int) -> list[float]
     def ours(precision: str, operands: list[np.ndarray]) -> float:
         box = 64 if precision == "fp16" else 128
         few = FEW + FEW_HALF * (precision == "fp16")
-        ways = MANY if rows > 1024 else [v for v in few if v[2] <= depth // box]
+        ways = MANY if rows > 1024 else [v for v in few if v[2] <= depth // box] + MANY * (rows > 512)
         number = epilogue if precision == "fp16" else epilogue8
         fixed = (FORMATS[precision], number, *operands, vector, vector, vector, stats, depth, 1e-12, residual, 20.0, repeats(rows))
         return 1e3 * min(ops.product(list(way), *fixed)[2] for way in ways)
