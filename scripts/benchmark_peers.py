@@ -46,8 +46,8 @@ from helpers.tokenization import FullTokenizer  # noqa: E402
 COLUMNS = ("model", "seq_len", "batch", "precision", "engine", "avg_ms", "p95_ms", "p99_ms", "machine", "versions", "date")
 KEY = COLUMNS[:5]
 PRECISIONS = {"fp16": ["--fp16"], "int8": ["--fp16", "--int8"], "fp8": ["--fp16", "--fp8"]}
-LONGEST, LARGEST = 384, 128
-PACK = 512  # windows of SQuAD in a packed batch, about as many tokens as 240 padded sequences have
+LONGEST, LARGEST = 384, 128  # tokens of a sequence, sequences of a padded batch
+PACK = 512  # windows of SQuAD in a packed batch; what the engines are built for
 VOCABULARY_FILE = ROOT / "models" / "bert_minilm_l6_qa_squad11_fake_quant" / "vocab.txt"
 
 

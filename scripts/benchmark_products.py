@@ -84,7 +84,7 @@ def times(ops: Any, torch: Any, model: str, name: str, rows: int) -> list[float]
     def ours(precision: str, operands: list[np.ndarray]) -> float:
         box = 64 if precision == "fp16" else 128
         few = FEW + FEW_HALF * (precision == "fp16")
-        ways = MANY if rows > 1024 else [v for v in few if v[2] <= depth // box] + MANY * (rows > 512)
+        ways = [v for v in few if v[2] <= depth // box] * (rows <= 1024) + MANY * (rows > 512)
         number = epilogue if precision == "fp16" else epilogue8
         fixed = (FORMATS[precision], number, *operands, vector, vector, vector, stats, depth, 1e-12, residual, 20.0, repeats(rows))
         return 1e3 * min(ops.product(list(way), *fixed)[2] for way in ways)

@@ -53,12 +53,12 @@ BoxMaps::BoxMaps(const void* matrix, Format format, int rows, int columns) {
   for (size_t i = 0; i < std::size(kHeights); ++i) maps_[i] = matrix_map(matrix, format, rows, columns, kHeights[i]);
 }
 
-bool BoxMaps::has(int box_rows) { return std::find(std::begin(kHeights), std::end(kHeights), box_rows) != std::end(kHeights); }
+size_t BoxMaps::place_of(int box_rows) { return std::find(std::begin(kHeights), std::end(kHeights), box_rows) - std::begin(kHeights); }
 
 const CUtensorMap& BoxMaps::of(int box_rows) const {
-  const auto* found = std::find(std::begin(kHeights), std::end(kHeights), box_rows);
-  if (found == std::end(kHeights)) fail("there is no tensor map with boxes of ", box_rows, " rows");
-  return maps_[found - std::begin(kHeights)];
+  const size_t place = place_of(box_rows);
+  if (place == std::size(kHeights)) fail("there is no tensor map with boxes of ", box_rows, " rows");
+  return maps_[place];
 }
 
 CUtensorMap weights_map(const void* weights, Format format, int columns, int depth, const Variant& variant) {

@@ -124,10 +124,11 @@ class BoxMaps {
   BoxMaps() = default;
   BoxMaps(const void* matrix, Format format, int rows, int columns);
   const CUtensorMap& of(int box_rows) const;
-  static bool has(int box_rows);
+  static bool has(int box_rows) { return place_of(box_rows) < sizeof kHeights / sizeof *kHeights; }
 
  private:
   static constexpr int kHeights[] = {32, 48, 64, 72, 96, 104, 128, 192, 256};
+  static size_t place_of(int box_rows);  // the number of heights for one that is not there
   CUtensorMap maps_[sizeof kHeights / sizeof *kHeights];
 };
 
