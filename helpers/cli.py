@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from helpers.errors import BertError
+from helpers.files import lack_of_room
 from helpers.options import parser
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
@@ -57,11 +58,22 @@ def status_of(work: Callable[[], int | None]) -> int:
         log("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        if not (reason := lack_of_room(error)):
+            raise
+        _discard_output()
+        log(f"error: the output cannot be written ({reason}); make room for it, or send it elsewhere")
+        return BertError.status
     except MemoryError:
         log("error: out of memory; give a smaller -b/--batch-size or a shorter -s/--sequence-length")
         return BertError.status
+
+
+def _discard_output() -> None:
+    """Let nobody fail on what is still to be flushed to stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(number: int, frame: object) -> NoReturn:

@@ -19,6 +19,7 @@ from typing import Any
 
 from helpers.config import BertConfig, Layout, Precision
 from helpers.errors import BertError, EngineMismatch, InputError
+from helpers.files import lack_of_room
 
 METADATA_KEY = "demobert_engine"
 FORMAT = 1
@@ -209,7 +210,7 @@ def check_writable(path: str | Path) -> Path:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
 
-    Creates the directory. Raises InputError where the place cannot be written.
+    Creates the directory. Raises InputError where the place cannot be written, or has no room for what the block writes.
     """
     path = Path(path)
     temporary = check_writable(path)
@@ -218,5 +219,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if reason := lack_of_room(error):
+            raise InputError(f"{path} cannot be written ({reason}); make room there, or choose another place for it") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)

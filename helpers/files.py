@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,15 @@ from helpers.errors import InputError
 def cache_directory(name: str) -> Path:
     """Return where a backend keeps what is costly to find again: under XDG_CACHE_HOME, ~/.cache by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demobert" / name
+
+
+def lack_of_room(error: Exception) -> str | None:
+    """Return what the system said where an error means that a file could not grow, None where it means anything else.
+
+    Told by the text: libraries that write files raise types of their own (safetensors' is no OSError).
+    """
+    reasons = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return next((reason for reason in reasons if reason in str(error)), None)
 
 
 def read_text(path: str | Path, what: str) -> str:

@@ -137,7 +137,7 @@ void write_json(const Options& o, const bert::Facts& f, const std::vector<Result
         << ", \"sequences_per_second\": " << r.throughput << ", \"tflops\": " << r.tflops << ", \"floor_share\": " << r.floor_share << "}";
   }
   out << "]}\n";
-  if (!out) bert::fail(o.json, " cannot be written");
+  if (!out.flush()) bert::fail(o.json, " cannot be written; make room there, or choose another place for it");
 }
 
 void write_csv(const Options& o, const std::vector<Result>& results) {
@@ -148,7 +148,7 @@ void write_csv(const Options& o, const std::vector<Result>& results) {
     out << o.engine << ',' << o.length << ',' << r.batch << ',' << o.graph << ',' << r.average << ',' << r.p95 << ',' << r.p99 << ',' << r.throughput << ','
         << r.tflops << ',' << r.floor_share << '\n';
   }
-  if (!out) bert::fail(o.csv, " cannot be written");
+  if (!out.flush()) bert::fail(o.csv, " cannot be written; make room there, or choose another place for it");
 }
 
 void run(const Options& o) {

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -256,3 +258,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path) -> None:
         raise ZeroDivisionError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, backend: str) -> None:
+    """A limit on the size of files stands for the disk: writing fails on the way."""
+    out = tmp_path / "e.engine"
+    out.write_text("old")
+    build = shlex.join([sys.executable, "builder.py", "-x", str(ONNX), "-c", str(MODEL), "-o", str(out), "--backend", backend])
+    done = subprocess.run(["bash", "-c", f"ulimit -f 10000; {build}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"error: {out} cannot be written (File too large); make room there" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(out, "old")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file")
+def test_results_sent_to_a_full_disk(engines) -> None:
+    ask = shlex.join([sys.executable, "inference.py", "-e", str(engines["fp32"]), *ASK])
+    done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("error: the output cannot be written (No space left on device)")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)

@@ -61,9 +61,6 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
         raise BertError(f"TensorRT built no engine{api.last_error(log)}; {first}run again with --verbose or another precision")
     say(f"TensorRT {trt.__version__} built the engine ({'plugins' if kind == 'plugins' else 'no plugins'}) "
         f"in {time.monotonic() - started:.1f} s")  # fmt: skip
-    if options.timing_cache and cache is not None:
-        with written_whole(options.timing_cache) as path:
-            path.write_bytes(bytes(settings.get_timing_cache().serialize()))
     details = {
         **info.details,
         "network": kind,
@@ -72,6 +69,9 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
     }
     versions = {**info.versions, "tensorrt": trt.__version__}
     write(plan, options.output, dataclasses.replace(info, gpu=str(gpu), versions=versions, details=details))
+    if options.timing_cache and cache is not None:
+        with written_whole(options.timing_cache) as path:
+            path.write_bytes(bytes(settings.get_timing_cache().serialize()))
 
 
 def write(plan: Any, output: Path, info: EngineInfo) -> None:
