@@ -217,6 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       Place at = start;
       for (int step = 0; step < boxes; ++step, at.next<kSlots>()) {
         ready(at);
+        __syncwarp();  // the lane that gives it back may not be ahead of the others
         release(at);
       }
     }
