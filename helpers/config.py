@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from helpers.errors import InputError, UsageError
+from helpers.files import is_file, read_json
 
 Layout = Literal["padded", "packed"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
@@ -16,6 +16,8 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
 # hidden_act values of the two worlds. Google's bert_config.json calls the tanh form "gelu";
 # Hugging Face's config.json calls the erf form "gelu" and the tanh form "gelu_new".
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_tanh": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_erf": "gelu_erf"}
+
+_LARGEST_SIZE = 2**31 - 1  # ids and shapes are 32-bit
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,18 @@ class BertConfig:
     def __post_init__(self) -> None:
         sizes = {name: value for name, value in asdict(self).items() if name not in ("layer_norm_eps", "activation")}
         for name, value in sizes.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"the model configuration has {name} = {value!r}; it must be a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_SIZE:
+                raise InputError(
+                    f"the model configuration has {name} = {value!r}; it must be a whole number from 1 to {_LARGEST_SIZE}"
+                )
+        eps = self.layer_norm_eps
+        if not isinstance(eps, float) or not 0 < eps < 1:  # false for NaN too
+            raise InputError(f"the model configuration has layer_norm_eps = {eps!r}; it must be a number above 0 and below 1")
+        if self.type_vocab_size < 2:
+            raise InputError(
+                f"the model configuration has type_vocab_size {self.type_vocab_size}, but question answering needs two segment "
+                "types, the question's and the passage's; give a model that has them"
+            )
         if self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"the model configuration has hidden_size {self.hidden_size}, which {self.num_attention_heads} attention heads "
@@ -61,7 +73,7 @@ class BertConfig:
         act = values.get("activation", values.get("hidden_act", "gelu"))
         if act == "gelu":
             known["activation"] = "gelu_erf" if huggingface else "gelu_tanh"
-        elif act in _ACTIVATIONS:
+        elif isinstance(act, str) and act in _ACTIVATIONS:
             known["activation"] = _ACTIVATIONS[act]
         else:
             raise InputError(
@@ -75,11 +87,8 @@ class BertConfig:
         directory = Path(directory)
         for name in ("bert_config.json", "config.json"):
             path = directory / name
-            if path.is_file():
-                try:
-                    values = json.loads(path.read_text(encoding="utf-8"))
-                except (OSError, ValueError) as error:
-                    raise InputError(f"{path} cannot be read as JSON ({error}); download it again") from error
+            if is_file(path, "model configuration"):
+                values = read_json(path, "model configuration")
                 if not isinstance(values, dict):
                     raise InputError(f"{path} holds no JSON object; give the bert_config.json that belongs to the checkpoint")
                 return cls.from_dict(values, str(path), huggingface=name == "config.json")

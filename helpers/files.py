@@ -26,6 +26,14 @@ def lack_of_room(error: Exception) -> str | None:
     return next((reason for reason in reasons if reason in str(error)), None)
 
 
+def is_file(path: str | Path, what: str) -> bool:
+    """Return whether a file is there; raise InputError where the system does not let that be known."""
+    try:
+        return Path(path).is_file()
+    except OSError as error:  # a directory without permission, a name too long
+        raise InputError(f"the {what} {path} cannot be read ({error.strerror}); correct the path") from error
+
+
 def read_text(path: str | Path, what: str) -> str:
     """Return a UTF-8 file (a byte order mark is dropped); `what` names it in the message of the InputError."""
     try:

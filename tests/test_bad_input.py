@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, small_config
+from helpers.config import BertConfig
 from helpers.engine_file import METADATA_KEY, EngineInfo, read_info, written_whole
 
 ASK = ("-p", PASSAGE, "-q", QUESTION)
@@ -86,6 +87,9 @@ def bad(tmp_path_factory):
         # building
         ("builder", "-x {onnx} -c {bad} -o {out}", 1, "no bert_config.json (or config.json) in {bad}"),
         ("builder", "-c {model} -o {out}", 2, "no weights are given; give one of -m/--ckpt, -x/--onnx"),
+        ("builder", "-x a -c {long_name} -o {out}", 1, "bert_config.json cannot be read (File name too long); correct the path"),
+        ("builder", "-m {long_name} -c {model} -o {out}", 1, "cannot be read (File name too long); correct the path"),
+        ("builder", "--hf {long_name} -c {model} -o {out}", 1, "cannot be read (File name too long); correct the path"),
         ("builder", "-x a -o {out}", 2, "no model configuration is given; give the directory of bert_config.json"),
         ("builder", "-x a -m b -c {model} -o {out}", 2, "-m/--ckpt and -x/--onnx are given; give one of"),
         ("builder", "-x {bad}/none.onnx -c {model} -o {out}", 1, "none.onnx cannot be read"),
@@ -127,6 +131,7 @@ def bad(tmp_path_factory):
 def test_mistakes(script, engines, bad, tmp_path, command: str, line: str, status: int, sentence: str) -> None:
     places = {
         "bad": bad,
+        "long_name": "a" * 300,
         "engine": engines["fp32"],
         "model": MODEL,
         "onnx": ONNX,
@@ -155,7 +160,15 @@ def test_mistakes(script, engines, bad, tmp_path, command: str, line: str, statu
     [
         ({"hidden_size": 7, "num_attention_heads": 2}, "hidden_size 7, which 2 attention heads cannot share evenly"),
         ({"hidden_size": "big"}, "hidden_size = 'big'; it must be a whole number"),
+        ({"hidden_size": 10**23}, "hidden_size = 100000000000000000000000; it must be a whole number from 1 to 2147483647"),
+        ({"layer_norm_eps": None}, "layer_norm_eps = None; it must be a number above 0 and below 1"),
+        ({"layer_norm_eps": True}, "layer_norm_eps = True; it must be"),
+        ({"layer_norm_eps": "1e-12"}, "layer_norm_eps = '1e-12'; it must be"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps = -1.0; it must be"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps = nan; it must be"),
+        ({"type_vocab_size": 1}, "type_vocab_size 1, but question answering needs two segment types"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'; only the GELU forms"),
+        ({"hidden_act": ["gelu"]}, "hidden_act ['gelu']; only the GELU forms"),
         ({"model_type": "roberta"}, "describes a 'roberta' model; only BERT"),
         ({"num_hidden_layers": None}, "num_hidden_layers = None"),
         ({"intermediate_size": 99}, "l0_intermediate_dense_kernel has shape (1536, 384) where the configuration says (99, 384)"),
@@ -169,6 +182,32 @@ def test_a_configuration_that_does_not_fit(script, tmp_path, change: dict, sente
     assert sentence in ended.sentence
     assert ended.status == 1
     assert not (tmp_path / "out.engine").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{"], ids=["nested", "cut"])
+def test_a_configuration_that_is_no_json(script, tmp_path, content: str) -> None:
+    (tmp_path / "bert_config.json").write_text(content)
+    ended = script("builder", "-x", ONNX, "-c", tmp_path, "-o", tmp_path / "e", "--backend", "cpu")
+    assert (ended.status, "bert_config.json is not valid JSON" in ended.sentence) == (1, True)
+
+
+def test_a_configuration_with_a_byte_order_mark(config, tmp_path) -> None:
+    (tmp_path / "bert_config.json").write_text((MODEL / "bert_config.json").read_text(), encoding="utf-8-sig")
+    assert BertConfig.from_dir(tmp_path) == config
+
+
+def test_random_weights_that_no_memory_holds(script, tmp_path) -> None:
+    values = {
+        "hidden_size": 2**30,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 1,
+        "vocab_size": 2**31 - 1,
+    }
+    (tmp_path / "bert_config.json").write_text(json.dumps(values))
+    ended = script("builder", "--random-weights", 1, "-c", tmp_path, "-o", tmp_path / "e", "--backend", "cpu")
+    assert "bert_embeddings_word_embeddings (2147483647, 1073741824) does not fit into memory" in ended.sentence
+    assert ended.status == 1
 
 
 def test_a_vocabulary_larger_than_the_model(script, tmp_path) -> None:

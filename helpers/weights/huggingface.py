@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers.config import BertConfig
 from helpers.errors import InputError
-from helpers.files import read_json
+from helpers.files import is_file, read_json
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights, pytorch
 
@@ -16,7 +16,7 @@ def read(config: BertConfig, directory: str | Path) -> Weights:
     """Return the weights of model.safetensors, else of pytorch_model.bin; raise InputError where neither is there."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         path = Path(directory) / name
-        if path.is_file():
+        if is_file(path, "weights file"):
             return pytorch.read(config, path)
     raise InputError(
         f"{directory} holds neither model.safetensors nor pytorch_model.bin; fetch the whole model with download_model.sh"
@@ -26,9 +26,9 @@ def read(config: BertConfig, directory: str | Path) -> Weights:
 def tokenizer(directory: str | Path, lower_case: bool | None) -> FullTokenizer | None:
     """Return the tokenizer of vocab.txt, else of tokenizer.json; None where neither is there."""
     vocab, combined = Path(directory) / "vocab.txt", Path(directory) / "tokenizer.json"
-    if vocab.is_file():
+    if is_file(vocab, "vocabulary"):
         return FullTokenizer.from_file(vocab, lower_case)
-    if not combined.is_file():
+    if not is_file(combined, "tokenizer"):
         return None
     content = read_json(combined, "tokenizer")
     try:

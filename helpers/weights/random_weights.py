@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from helpers.config import BertConfig
+from helpers.errors import InputError
 from helpers.weights import Weights
 from helpers.weights.names import expected_shapes
 
@@ -17,6 +18,9 @@ def make(config: BertConfig, seed: int) -> Weights:
     tensors = {}
     for number, (name, shape) in enumerate(expected_shapes(config).items()):
         random = np.random.Generator(np.random.PCG64([seed, number]))
-        array = random.standard_normal(shape, dtype=np.float32) * np.float32(DEVIATION)
+        try:
+            array = random.standard_normal(shape, dtype=np.float32) * np.float32(DEVIATION)
+        except (MemoryError, ValueError) as error:  # more than there is, more than an array can have
+            raise InputError(f"{name} {shape} does not fit into memory; give a smaller model configuration") from error
         tensors[name] = array + 1 if name.endswith("_gamma") else array
     return Weights(tensors, {}, f"random weights of seed {seed}")

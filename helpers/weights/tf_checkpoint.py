@@ -11,6 +11,7 @@ import numpy as np
 
 from helpers.config import BertConfig
 from helpers.errors import InputError, MissingDependency
+from helpers.files import is_file
 from helpers.weights import Weights, checked
 
 # What training leaves in a checkpoint beside the model: optimizer slots, counters, loss scaling; and the pooler, unused here.
@@ -39,7 +40,7 @@ def read(config: BertConfig, prefix: str | Path) -> Weights:
     MissingDependency without TensorFlow.
     """
     prefix = str(prefix).removesuffix(".index")
-    if not Path(f"{prefix}.index").is_file():
+    if not is_file(f"{prefix}.index", "TensorFlow checkpoint"):
         raise InputError(f"there is no TensorFlow checkpoint {prefix} ({prefix}.index does not exist); correct -m/--ckpt")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
