@@ -62,7 +62,13 @@ OPTIONS = (
     _option("-pt", "--pytorch", on=BUILDERS, metavar="FILE", help="PyTorch state dict (.pt, .bin) or .safetensors"),
     _option("-pkl", "--pickle", on="builder_varseqlen", metavar="FILE", help="Megatron weight dictionary"),
     _option("--hf", on=BUILDERS, metavar="DIR", help="Hugging Face model directory; stands for -pt, -c and -v together"),
-    _option("--random-weights", on=BUILDERS, type=int, metavar="SEED", help="made-up weights, to benchmark any bert_config.json"),
+    _option(
+        "--random-weights",
+        on=BUILDERS,
+        type=whole(0),
+        metavar="SEED",
+        help="made-up weights, to benchmark any bert_config.json",
+    ),
     _option("-c", "--config-dir", on=BUILDERS, metavar="DIR", help="directory that holds bert_config.json (needed unless --hf)"),
     _option(
         "-v",

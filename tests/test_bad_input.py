@@ -90,6 +90,7 @@ def bad(tmp_path_factory):
         ("builder", "-x a -c {long_name} -o {out}", 1, "bert_config.json cannot be read (File name too long); correct the path"),
         ("builder", "-m {long_name} -c {model} -o {out}", 1, "cannot be read (File name too long); correct the path"),
         ("builder", "--hf {long_name} -c {model} -o {out}", 1, "cannot be read (File name too long); correct the path"),
+        ("builder", "--random-weights -1 -c {model} -o {out}", 2, "argument --random-weights: -1 is too small, give 0 or more"),
         ("builder", "-x a -o {out}", 2, "no model configuration is given; give the directory of bert_config.json"),
         ("builder", "-x a -m b -c {model} -o {out}", 2, "-m/--ckpt and -x/--onnx are given; give one of"),
         ("builder", "-x {bad}/none.onnx -c {model} -o {out}", 1, "none.onnx cannot be read"),
