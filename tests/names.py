@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project's parameter names spelt as TensorFlow, Hugging Face and Megatron spell them, for files the tests write."""
+"""A tiny model, and its parameter names spelt as TensorFlow, Hugging Face and Megatron spell them, for files the tests write."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ import re
 import numpy as np
 
 from helpers.config import BertConfig
+from helpers.weights import Weights, random_weights
+from helpers.weights.names import expected_shapes
 
 TINY = BertConfig(8, 1, 2, 16, vocab_size=12, max_position_embeddings=16)
+EXPECTED = random_weights.make(TINY, 5)
+
+
+def assert_same(weights: Weights, limit: float = 0.0) -> None:
+    """Fail where weights that were read are not those of EXPECTED."""
+    assert set(weights.tensors) == set(expected_shapes(TINY))
+    for name, array in weights.tensors.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, EXPECTED[name], atol=limit, err_msg=name)
 
 
 def huggingface_name(name: str) -> str:

@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import ANSWER, MODEL, ONNX, PASSAGE, QUESTION, Ended, assert_close
-from helpers.batching import random_batch
-from helpers.config import BertConfig
+from conftest import ONNX
 from helpers.errors import InputError
-from helpers.reference import Reference
-from helpers.weights import Weights, onnx_model, pytorch, random_weights, tf_checkpoint, torch_file
+from helpers.weights import onnx_model, pytorch, random_weights, torch_file
 from helpers.weights.names import activation_ranges, expected_shapes
 from helpers.weights.state_dict import canonical, weights_from_names
-from names import TINY, huggingface_names, tensorflow_names
+from names import EXPECTED, TINY, assert_same, huggingface_names
 
 DATA = Path(__file__).parent / "data"
-EXPECTED = random_weights.make(TINY, 5)
 
 
 def write_onnx(path: Path, arrays: dict[str, np.ndarray], data_type: int | None = None, nodes: tuple = ()) -> Path:
@@ -36,13 +34,6 @@ def write_onnx(path: Path, arrays: dict[str, np.ndarray], data_type: int | None 
             initializers.append(onnx.helper.make_tensor(name, data_type, array.shape, array.ravel()))
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph(list(nodes), "g", [], [], initializers)), path)
     return path
-
-
-def assert_same(weights: Weights, limit: float = 0.0, config: BertConfig = TINY) -> None:
-    assert set(weights.tensors) == set(expected_shapes(config))
-    for name, array in weights.tensors.items():
-        assert array.dtype == np.float32
-        np.testing.assert_allclose(array, EXPECTED[name], atol=limit, err_msg=name)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -72,6 +63,7 @@ def assert_same(weights: Weights, limit: float = 0.0, config: BertConfig = TINY)
         ("bert.encoder.layers.3.attention.av_b_input_quantizer._amax", "l3_attention_self_av_b_input_quantizer_amax"),
         ("module.bert.embeddings.word_embeddings.weight", "bert_embeddings_word_embeddings"),
         ("qa_outputs.weight", "cls_squad_output_weights"),
+        ("squad.qa_outputs.bias", "cls_squad_output_bias"),
         ("bert.pooler.dense.weight", None),
         ("bert.embeddings.position_ids", None),
         ("bert.embeddings.word_embeddings._weight_quantizer._amax", None),
@@ -81,6 +73,41 @@ def assert_same(weights: Weights, limit: float = 0.0, config: BertConfig = TINY)
 )
 def test_names(given: str, ours: str | None) -> None:
     assert canonical(given) == ours
+
+
+@pytest.mark.parametrize("name", ["qa_outputs.lora_A.weight", "qa_outputs_old.weight", "qa_outputs.original_module.bias"])
+def test_names_beside_the_head_are_not_the_head(name: str) -> None:
+    with pytest.raises(KeyError):
+        canonical(name)
+
+
+FUSED = "bert.encoder.layers.0.attention.query_key_value.weight"
+
+
+@pytest.mark.parametrize(
+    ("second", "shape", "ours", "first"),
+    [
+        ("model.qa_outputs.weight", (2, 8), "cls_squad_output_weights", "qa_outputs.weight"),
+        (
+            "module.bert.embeddings.word_embeddings.weight",
+            (12, 8),
+            "bert_embeddings_word_embeddings",
+            "bert.embeddings.word_embeddings.weight",
+        ),
+        (FUSED, (24, 8), "l0_attention_self_query_kernel", "bert.encoder.layer.0.attention.self.query.weight"),
+    ],
+)
+def test_two_tensors_of_one_name_that_differ_are_refused(second: str, shape: tuple[int, ...], ours: str, first: str) -> None:
+    arrays = huggingface_names(TINY, EXPECTED.tensors)
+    with pytest.raises(
+        InputError, match=f"a test has two different tensors for {ours}, {first} and {second}; give a file with one"
+    ):
+        weights_from_names(TINY, arrays | {second: np.zeros(shape, np.float32)}, "a test")
+
+
+def test_two_equal_tensors_of_one_name_are_one() -> None:
+    arrays = huggingface_names(TINY, EXPECTED.tensors)
+    assert_same(weights_from_names(TINY, arrays | {f"module.{name}": array for name, array in arrays.items()}, "a test"))
 
 
 def test_the_repositorys_model_has_every_tensor_and_range(config, weights) -> None:
@@ -113,6 +140,16 @@ def test_onnx_with_folded_and_renamed_products(tmp_path) -> None:
     assert_same(onnx_model.read(TINY, write_onnx(tmp_path / "m.onnx", arrays, nodes=tuple(nodes))))
 
 
+def test_an_onnx_tensor_beside_the_renamed_one_of_its_product(tmp_path) -> None:
+    import onnx
+
+    name = "bert.encoder.layer.0.output.dense"
+    arrays = huggingface_names(TINY, EXPECTED.tensors) | {"onnx::MatMul_0": np.zeros((16, 8), np.float32)}
+    node = onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_0"], ["y"], name=f"/{name.replace('.', '/')}/MatMul")
+    with pytest.raises(InputError, match=f"two different tensors for {name}.weight, {name}.weight and onnx::MatMul_0"):
+        onnx_model.read(TINY, write_onnx(tmp_path / "m.onnx", arrays, nodes=(node,)))
+
+
 def test_every_fault_is_named(tmp_path) -> None:
     arrays = huggingface_names(TINY, EXPECTED.tensors)
     del arrays["bert.encoder.layer.0.output.dense.bias"]
@@ -132,6 +169,31 @@ def test_values_that_are_not_finite_are_named() -> None:
     arrays = huggingface_names(TINY, EXPECTED.tensors)
     arrays["qa_outputs.bias"] = np.array([np.nan, 1], np.float32)
     with pytest.raises(InputError, match="cls_squad_output_bias holds values that are not finite"):
+        weights_from_names(TINY, arrays, "a test")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones(2, np.int8), np.ones(2, bool), np.ones(2, np.complex64), np.array(["a", "b"]), np.array(["a", "b"], object)],
+    ids=lambda array: str(array.dtype),
+)
+def test_tensors_that_are_no_floating_point_numbers_are_named(array: np.ndarray) -> None:
+    arrays = huggingface_names(TINY, EXPECTED.tensors) | {"qa_outputs.bias": array}
+    with pytest.raises(InputError, match=f"cls_squad_output_bias holds {array.dtype}, not floating-point numbers"):
+        weights_from_names(TINY, arrays, "a test")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "amax", "sentence"),
+    [
+        ("input", np.array(["a"]), "a test has 1 values of <U1 as range l0_output_dense_input_amax; give one in floating point"),
+        ("input", np.zeros(0), "a test has 0 values of float64 as range l0_output_dense_input_amax"),
+        ("weight", np.ones(3), "range l0_output_dense_kernel_amax has 3 values for 8 rows"),
+    ],
+)
+def test_ranges_that_are_none_are_named(quantizer: str, amax: np.ndarray, sentence: str) -> None:
+    arrays = huggingface_names(TINY, EXPECTED.tensors) | {f"bert.encoder.layer.0.output.dense._{quantizer}_quantizer._amax": amax}
+    with pytest.raises(InputError, match=sentence):
         weights_from_names(TINY, arrays, "a test")
 
 
@@ -164,6 +226,16 @@ def test_safetensors(tmp_path, kind: str, limit: float) -> None:
     arrays = {name: np.ascontiguousarray(a.astype(dtype)) for name, a in huggingface_names(TINY, EXPECTED.tensors).items()}
     save_file(arrays, tmp_path / "model.safetensors")
     assert_same(pytorch.read(TINY, tmp_path / "model.safetensors"), limit)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F4", 4)])
+def test_safetensors_of_fewer_than_16_bits(tmp_path, kind: str, bits: int) -> None:
+    """Written by hand: NumPy has no such type."""
+    header = json.dumps({"qa_outputs.bias": {"dtype": kind, "shape": [2], "data_offsets": [0, 2 * bits // 8]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(2 * bits // 8))
+    with pytest.raises(InputError, match=f"model.safetensors has qa_outputs.bias in {kind}; give the model in FP32, FP16 or BF16"):
+        pytorch.read(TINY, path)
 
 
 def test_a_megatron_dictionary(tmp_path) -> None:
@@ -226,60 +298,6 @@ def test_cut_files_are_refused(tmp_path, name: str, size: int) -> None:
     path.write_bytes((DATA / name).read_bytes()[:size])
     with pytest.raises(InputError, match=name):
         pytorch.read(TINY, path)
-
-
-# --- TensorFlow -----------------------------------------------------------------------------------------------------
-
-
-def write_checkpoint(path: Path, variables: dict[str, np.ndarray], kind: str = "float32") -> Path:
-    """Let TensorFlow write a checkpoint as BERT's training script does: named variables through a Saver."""
-    tf = pytest.importorskip("tensorflow")
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        saved, feed = [], {}
-        for name, array in variables.items():
-            dtype = tf.as_dtype(kind) if array.dtype.kind == "f" else tf.as_dtype(array.dtype)
-            value = tf.compat.v1.placeholder(tf.as_dtype(array.dtype), array.shape)
-            saved.append(tf.compat.v1.Variable(tf.cast(value, dtype), name=name, use_resource=False))
-            feed[value] = array
-        session.run(tf.compat.v1.global_variables_initializer(), feed)
-        tf.compat.v1.train.Saver(saved).save(session, str(path), write_meta_graph=False)
-    return path
-
-
-@pytest.mark.parametrize(("kind", "limit"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 1e-2)])
-def test_a_tensorflow_checkpoint_of_any_float_type(tmp_path, kind: str, limit: float) -> None:
-    assert_same(
-        tf_checkpoint.read(TINY, write_checkpoint(tmp_path / "model.ckpt", tensorflow_names(EXPECTED.tensors), kind)), limit
-    )
-
-
-def test_the_repositorys_model_through_tensorflow(tmp_path, config, weights, script) -> None:
-    """Same weights, same logits, same answer as from the ONNX file."""
-    path = write_checkpoint(tmp_path / "model.ckpt", tensorflow_names(weights.tensors))
-    read = tf_checkpoint.read(config, path)
-    batch = random_batch([20, 9], config.vocab_size)
-    assert_close(Reference(config, read)(batch), Reference(config, weights)(batch), 1e-6)
-    engine = tmp_path / "tf.engine"
-    built: Ended = script("builder", "-m", path, "-c", MODEL, "-o", engine, "-s", 384, "--backend", "cpu")
-    assert built.status == 0, built.err
-    answered: Ended = script("inference", "-e", engine, "-p", PASSAGE, "-q", QUESTION)
-    assert f"'{ANSWER}'" in answered.out
-
-
-def test_faults_of_a_checkpoint_are_named(tmp_path) -> None:
-    variables = tensorflow_names(EXPECTED.tensors)
-    del variables["cls/squad/output_bias"]
-    variables["bert/extra/kernel"] = np.zeros((2, 2), np.float32)
-    with pytest.raises(InputError, match="cls_squad_output_bias .* is missing; bert_extra_kernel is not used"):
-        tf_checkpoint.read(TINY, write_checkpoint(tmp_path / "model.ckpt", variables))
-
-
-def test_a_cut_checkpoint_is_refused(tmp_path) -> None:
-    path = write_checkpoint(tmp_path / "model.ckpt", tensorflow_names(EXPECTED.tensors))
-    data = Path(f"{path}.data-00000-of-00001")
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(InputError, match="model.ckpt cannot be read"):
-        tf_checkpoint.read(TINY, path)
 
 
 # --- random ---------------------------------------------------------------------------------------------------------

@@ -59,10 +59,32 @@ class Weights:
         return float(np.max(self.ranges[name]))
 
 
+class Found:
+    """The tensors of a file by the project's names, gathered one by one; `source` names the file in messages."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.tensors: dict[str, np.ndarray] = {}
+        self._given: dict[str, str] = {}  # what the file calls each of them
+
+    def add(self, name: str, given: str, array: np.ndarray) -> None:
+        """Add the tensor that the file calls `given`; raise InputError where another of that name came with other values."""
+        if name in self.tensors and not np.array_equal(array, self.tensors[name]):
+            raise InputError(
+                f"{self.source} has two different tensors for {name}, {self._given[name]} and {given}; give a file with one of them"
+            )
+        self.tensors[name], self._given[name] = array, given
+
+
+def is_floating(array: np.ndarray) -> bool:
+    """Return whether an array holds floating-point numbers of at least 16 bits; narrower ones mean nothing without their scales."""
+    return array.dtype.name in ("bfloat16", "float16", "float32", "float64")  # NumPy counts bfloat16 as raw bytes
+
+
 def checked(config: BertConfig, tensors: dict[str, np.ndarray], ranges: dict[str, np.ndarray], source: str) -> Weights:
     """Return the weights as float32 after comparing every name and shape with the configuration.
 
-    Raises InputError that names every tensor that is missing, misshapen, unused or not finite.
+    Raises InputError that names every tensor that is missing, misshapen, unused, not finite or no floating-point one.
     """
     expected = expected_shapes(config)
     faults = [f"{name} {expected[name]} is missing" for name in expected if name not in tensors]
@@ -75,12 +97,18 @@ def checked(config: BertConfig, tensors: dict[str, np.ndarray], ranges: dict[str
         if array.shape != shape:
             faults.append(f"{name} has shape {array.shape} where the configuration says {shape}")
             continue
+        if not is_floating(array):
+            faults.append(f"{name} holds {array.dtype}, not floating-point numbers")
+            continue
         result[name] = np.ascontiguousarray(array, dtype=np.float32)
         if not np.isfinite(result[name]).all():
             faults.append(f"{name} holds values that are not finite")
     for name, amax in ranges.items():
         if not (np.isfinite(amax).all() and (np.asarray(amax) > 0).all()):
             faults.append(f"range {name} is not a positive number")
+        rows = expected.get(name.removesuffix("_amax"), (1,))[0]
+        if np.size(amax) not in (1, rows):
+            faults.append(f"range {name} has {np.size(amax)} values for {rows} rows")
     if faults:
         shown = "; ".join(faults[:20]) + (f"; and {len(faults) - 20} more" if len(faults) > 20 else "")
         raise InputError(f"{source} does not fit the model configuration: {shown}")

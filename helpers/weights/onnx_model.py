@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.config import BertConfig
 from helpers.errors import InputError, MissingDependency
-from helpers.weights import Weights
+from helpers.weights import Found, Weights
 from helpers.weights.state_dict import canonical, weights_from_names
 
 
@@ -28,16 +28,16 @@ def read(config: BertConfig, path: str | Path) -> Weights:
     except Exception as error:  # protobuf, onnx and the operating system each raise their own
         raise InputError(f"{path} cannot be read as an ONNX file ({str(error).splitlines()[0]}); check -x/--onnx") from error
     folded = _folded_products(model.graph)
-    arrays: dict[str, np.ndarray] = {}
+    found = Found(f"ONNX file {path}")
     for initializer in model.graph.initializer:
-        name = initializer.name
-        if name in folded:
-            arrays[folded[name]] = _float_array(onnx, initializer, path).T
-        elif _belongs(onnx, name, initializer):
-            arrays[name] = _float_array(onnx, initializer, path)
-    if not arrays:
+        given = initializer.name
+        name = folded.get(given, given)
+        if _belongs(onnx, name, initializer):
+            array = _float_array(onnx, initializer, path)
+            found.add(name, given, array.T if given in folded else array)
+    if not found.tensors:
         raise InputError(f"{path} has no weights among its {len(model.graph.initializer)} initializers; give a BERT model")
-    return weights_from_names(config, arrays, f"ONNX file {path}")
+    return weights_from_names(config, found.tensors, found.source)
 
 
 def _belongs(onnx: Any, name: str, initializer: Any) -> bool:

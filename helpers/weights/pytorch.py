@@ -40,6 +40,10 @@ def _safetensors(path: str | Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(str(path), framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            narrow = [name for name, kind in kinds.items() if kind.startswith(("F8", "F6", "F4"))]
+            if narrow:
+                raise InputError(f"{path} has {narrow[0]} in {kinds[narrow[0]]}; give the model in FP32, FP16 or BF16")
+            return {name: file.get_tensor(name) for name in kinds}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}); it may be cut off, fetch it again") from error

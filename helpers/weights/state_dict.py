@@ -10,7 +10,7 @@ import numpy as np
 
 from helpers.config import BertConfig
 from helpers.errors import InputError
-from helpers.weights import Weights, checked
+from helpers.weights import Found, Weights, checked, is_floating
 from helpers.weights.names import FINAL_RANGE, HEAD_BIAS, HEAD_KERNEL, PRODUCTS, activation_ranges
 
 _LAYER = re.compile(r"bert\.encoder\.layers?\.(\d+)\.(.+)")
@@ -34,8 +34,8 @@ def canonical(name: str) -> str | None:
     )
     if _SKIPPED.search(dotted) or _SKIPPED_RANGES.search(dotted):
         return None
-    if "qa_outputs" in dotted or dotted.startswith("qa."):
-        return HEAD_BIAS if dotted.endswith("bias") else HEAD_KERNEL
+    if match := re.fullmatch(r"(?:(?:.+\.)?qa_outputs|qa)\.(weight|bias)", dotted):
+        return HEAD_BIAS if match[1] == "bias" else HEAD_KERNEL
     if dotted.startswith("bert.encoder.final_input_quantizer"):
         return FINAL_RANGE
     if match := _LAYER.fullmatch(dotted):
@@ -68,41 +68,41 @@ def _in_layer(rest: str) -> str:
     return re.sub(r"^attention_(qv|av)_", r"attention_self_\1_", joined)
 
 
-def _split_fused(tensors: dict[str, np.ndarray]) -> None:
-    """Replace every fused (3, heads, head size) query-key-value entry by three; an input range is the same for all three."""
-    for name in [name for name in tensors if "_self_qkv_" in name]:
-        array = tensors.pop(name)
-        whole = array.size == 1 or name.endswith("_input_amax")
-        if not whole and array.shape[0] % 3:
-            raise InputError(f"{name} has {array.shape[0]} rows, which are not the rows of query, key and value together")
-        parts = (array, array, array) if whole else np.split(array, 3)
-        for part, product in zip(parts, ("query", "key", "value"), strict=True):
-            tensors[name.replace("_self_qkv_", f"_self_{product}_")] = part
+def _unfused(name: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Return the three of a fused (3, heads, head size) query-key-value entry, any other as it is.
+
+    An input range is the same for all three.
+    """
+    if "_self_qkv_" not in name:
+        return [(name, array)]
+    whole = array.size == 1 or name.endswith("_input_amax")
+    if not whole and array.shape[0] % 3:
+        raise InputError(f"{name} has {array.shape[0]} rows, which are not the rows of query, key and value together")
+    parts = (array, array, array) if whole else np.split(array, 3)
+    names = [name.replace("_self_qkv_", f"_self_{product}_") for product in ("query", "key", "value")]
+    return list(zip(names, parts, strict=True))
 
 
 def weights_from_names(config: BertConfig, arrays: Mapping[str, np.ndarray], source: str) -> Weights:
     """Return the weights of a mapping of dotted names to arrays of any float type.
 
-    Raises InputError that names every tensor outside the scheme, missing or misshapen.
+    Raises InputError that names every tensor outside the scheme, missing or misshapen, or two that become one.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        try:
-            ours = canonical(name)
-        except KeyError:
-            tensors[name] = array  # kept under its own name: `checked` reports it as not used
-            continue
-        if ours is not None:
-            tensors[ours] = np.asarray(array)
+    found = Found(source)
     last = f"l{config.num_hidden_layers - 1}_output_layernorm_output_quantizer_amax"
-    if last in tensors:
-        tensors[FINAL_RANGE] = tensors.pop(last)
-    _split_fused(tensors)
+    for given, array in arrays.items():
+        try:
+            ours = canonical(given)
+        except KeyError:
+            ours = given  # `checked` reports it as not used
+        if ours is not None:
+            for name, part in _unfused(ours, np.asarray(array)):
+                found.add(FINAL_RANGE if name == last else name, given, part)
     ranges = {}
     for name in _range_names(config):
-        if name in tensors:
-            ranges[name] = _as_range(tensors.pop(name), name)
-    return checked(config, tensors, ranges, source)
+        if name in found.tensors:
+            ranges[name] = _as_range(found.tensors.pop(name), name, source)
+    return checked(config, found.tensors, ranges, source)
 
 
 def _range_names(config: BertConfig) -> list[str]:
@@ -110,7 +110,9 @@ def _range_names(config: BertConfig) -> list[str]:
     return activation_ranges(config) + kernels
 
 
-def _as_range(amax: np.ndarray, name: str) -> np.ndarray:
+def _as_range(amax: np.ndarray, name: str, source: str) -> np.ndarray:
     """Return an amax as () for an activation, as (out,) for a kernel quantised by output row."""
+    if not is_floating(amax) or not amax.size:
+        raise InputError(f"{source} has {amax.size} values of {amax.dtype} as range {name}; give one in floating point")
     amax = np.abs(np.asarray(amax, dtype=np.float32)).reshape(-1)
     return amax if name.endswith("_kernel_amax") and amax.size > 1 else amax.max()

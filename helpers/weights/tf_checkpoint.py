@@ -12,10 +12,11 @@ import numpy as np
 from helpers.config import BertConfig
 from helpers.errors import InputError, MissingDependency
 from helpers.files import is_file
-from helpers.weights import Weights, checked
+from helpers.weights import Found, Weights, checked
 
-# What training leaves in a checkpoint beside the model: optimizer slots, counters, loss scaling; and the pooler, unused here.
-_SKIPPED = ("adam", "lamb", "global_step", "pooler", "loss_scale", "good_steps", "beta1_power", "beta2_power")
+# What training leaves in a checkpoint beside the model: optimizer slots (.../kernel/adam_m, .../kernel/Adam_1), counters, loss
+# scaling; and the pooler, unused here.
+_SKIPPED = re.compile(r"(^|/)(adamw?|lamb)(optimizer)?(_[mv])?(_\d+)?(/|$)|global_step|pooler|loss_scale|good_steps|beta[12]_power")
 
 
 def canonical(variable: str) -> str | None:
@@ -24,7 +25,7 @@ def canonical(variable: str) -> str | None:
     bert/encoder/layer_7/attention/self/query/kernel -> l7_attention_self_query_kernel
     """
     name = variable.lower()
-    if any(word in name for word in _SKIPPED):
+    if _SKIPPED.search(name):
         return None
     parts = name.split("/")
     match = re.search(r"\d+", name)
@@ -49,8 +50,7 @@ def read(config: BertConfig, prefix: str | Path) -> Weights:
         raise MissingDependency(
             f"reading TensorFlow checkpoints needs the tensorflow package ({error}); pip install tensorflow"
         ) from error
-    source = f"TensorFlow checkpoint {prefix}"
-    tensors: dict[str, np.ndarray] = {}
+    found = Found(f"TensorFlow checkpoint {prefix}")
     try:
         reader = tf.train.load_checkpoint(prefix)
         for variable in sorted(reader.get_variable_to_shape_map()):
@@ -58,7 +58,11 @@ def read(config: BertConfig, prefix: str | Path) -> Weights:
             if name is None:
                 continue
             array = np.asarray(reader.get_tensor(variable))
-            tensors[name] = array.T if name.endswith("_kernel") else array
+            found.add(name, variable, array.T if name.endswith("_kernel") else array)
+    except InputError:
+        raise
     except Exception as error:  # tf.errors has a class for each way a file can be damaged
-        raise InputError(f"{source} cannot be read ({str(error).splitlines()[0]}); copy it again, all of its files") from error
-    return checked(config, tensors, {}, source)
+        raise InputError(
+            f"{found.source} cannot be read ({str(error).splitlines()[0]}); copy it again, all of its files"
+        ) from error
+    return checked(config, found.tensors, {}, found.source)
