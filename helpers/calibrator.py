@@ -18,7 +18,7 @@ from helpers.config import BertConfig
 from helpers.data_processing import WindowOptions, make_windows, read_squad
 from helpers.engine_file import text_digest, written_whole
 from helpers.errors import EngineMismatch, InputError
-from helpers.files import read_json
+from helpers.files import is_file, read_json, read_text
 from helpers.reference import Reference
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
@@ -26,6 +26,7 @@ from helpers.weights.names import activation_ranges
 
 CACHE_FORMAT = 1
 PERCENTILE = 99.999  # of the absolute values; docs/decisions.md has the F1 of others
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of the ranges in a cache
 
 
 class Histogram:
@@ -99,8 +100,9 @@ def default_cache(config: BertConfig, weights: Weights, sequence_length: int) ->
 
 def settings_of(tokenizer: FullTokenizer, squad_json: Path, count: int, sequence_length: int, percentile: float) -> dict[str, Any]:
     """Return what, beside the weights, decides the ranges."""
+    at_hand = is_file(squad_json, "SQuAD file")
     return {
-        "squad_json": text_digest(squad_json.read_text(encoding="utf-8-sig")) if squad_json.is_file() else None,
+        "squad_json": text_digest(read_text(squad_json, "SQuAD file")) if at_hand else None,
         "questions": count,
         "sequence_length": sequence_length,
         "percentile": percentile,
@@ -116,22 +118,27 @@ def read_cache(path: Path, weights: Weights, settings: dict[str, Any], config: B
     """
     content = read_json(path, "calibration cache")
     remedy = "delete it, or name another with -p/--calib-path"
-    if not isinstance(content, dict) or content.get("format") != CACHE_FORMAT:
+    complete = isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in ("settings", "ranges"))
+    if not complete or content.get("format") != CACHE_FORMAT:
         raise InputError(f"{path} is no calibration cache of this version; {remedy}")
     if content.get("weights") != weights.digest():
         found = str(content.get("weights"))[:12]
         raise EngineMismatch(
             f"the calibration cache {path} belongs to weights {found}, these are {weights.digest()[:12]}; {remedy}"
         )
-    cached = content.get("settings", {})
+    cached = content["settings"]
     for name, value in settings.items():
         if value is not None and cached.get(name) != value:
             raise EngineMismatch(f"the calibration cache {path} was made with {name} {cached.get(name)}, not {value}; {remedy}")
-    ranges = {name: np.asarray(value, np.float32) for name, value in content.get("ranges", {}).items()}
-    missing = set(activation_ranges(config)) - set(ranges)
+    names, ranges = activation_ranges(config), content["ranges"]
+    missing = set(names) - set(ranges)
     if missing:
         raise InputError(f"the calibration cache {path} lacks {len(missing)} ranges, {min(missing)} for one; {remedy}")
-    return ranges
+    for name in names:
+        value = ranges[name]
+        if type(value) not in (int, float) or not _SMALLEST <= value <= _LARGEST:  # false for NaN too
+            raise InputError(f"the calibration cache {path} has range {name} = {value!r}, which is no positive number; {remedy}")
+    return {name: np.asarray(ranges[name], np.float32) for name in names}
 
 
 def write_cache(path: Path, weights: Weights, settings: dict[str, Any], ranges: dict[str, np.ndarray]) -> None:

@@ -123,6 +123,12 @@ def bad(tmp_path_factory):
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
         (
             "builder",
+            "-x {onnx} -c {model} -o {out} --int8 --calibrate -j {bad}/latin1.txt -p {bad}/new",
+            1,
+            "the SQuAD file {bad}/latin1.txt is not UTF-8 text (byte 2); convert it to UTF-8",
+        ),
+        (
+            "builder",
             "-x {onnx} -c {model} -o {out} --int8 --calibrate -j {bad}/cut.json -p {bad}/new",
             1,
             "cut.json is not valid JSON",

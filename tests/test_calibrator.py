@@ -12,6 +12,7 @@ import pytest
 from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, SAMPLE, small_config, small_weights
 from helpers import calibrator
 from helpers.batching import random_batch
+from helpers.errors import InputError
 from helpers.reference import Reference
 from helpers.tokenization import FullTokenizer
 from helpers.weights.names import activation_ranges
@@ -76,6 +77,8 @@ def made(tmp_path_factory, config, weights) -> str:
         ({"weights": "0" * 64}, (), 4, "belongs to weights 000000000000, these are"),
         ({"format": 0}, (), 1, "is no calibration cache of this version"),
         ({"ranges": {}}, (), 1, "lacks 85 ranges"),
+        ({"ranges": []}, (), 1, "is no calibration cache of this version"),
+        ({"settings": None}, (), 1, "is no calibration cache of this version"),
         ({"settings": {}}, (), 4, "was made with squad_json None, not"),
         ({}, ("-n", 4), 4, "was made with questions 3, not 4"),
         ({}, ("--calib-percentile", 99), 4, "was made with percentile 99.999, not 99.0"),
@@ -92,6 +95,19 @@ def test_a_cache_of_other_weights_or_settings_is_refused(
     assert "delete it, or name another with -p/--calib-path" in ended.sentence
     assert ended.status == status
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -1.5, 0, 1e-60, 10**400, None, True, [1.5], "1.5"], ids=lambda value: repr(value)[:9]
+)
+def test_a_cache_with_a_range_that_is_none_is_refused(tmp_path, made: str, config, weights, value: object) -> None:
+    cache = tmp_path / "cache.json"
+    content = json.loads(made)
+    content["ranges"]["l1_output_dense_input_amax"] = value
+    cache.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        calibrator.read_cache(cache, weights, content["settings"], config)
+    assert f"has range l1_output_dense_input_amax = {value!r}, which is no positive number; delete it, or name" in str(error.value)
 
 
 def test_weights_without_ranges_are_calibrated(script, tmp_path, monkeypatch) -> None:
