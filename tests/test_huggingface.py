@@ -99,9 +99,21 @@ def test_a_directory_without_weights(script, model, tmp_path) -> None:
     assert "holds neither model.safetensors nor pytorch_model.bin" in ended.sentence
 
 
-def test_a_tokenizer_of_another_kind(script, model, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"model": {"type": "BPE", "vocab": {}}}, "is a BPE tokenizer; only BERT's WordPiece is supported"),
+        ({"model": {"vocab": {"[UNK]": 10**30}}}, "holds no WordPiece vocabulary"),
+        (
+            {"model": {"vocab": {"[UNK]": 0}}, "normalizer": {"lowercase": "yes"}},
+            "has lowercase 'yes', which is neither true nor false; mend it, or give --cased or --uncased",
+        ),
+    ],
+    ids=["BPE", "number", "lowercase"],
+)
+def test_a_tokenizer_that_cannot_be_used(script, model, tmp_path, content: dict, sentence: str) -> None:
     directory = model()
     (directory / "vocab.txt").unlink()
-    (directory / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}}}')
+    (directory / "tokenizer.json").write_text(json.dumps(content))
     ended = script("builder", "--hf", directory, "-o", tmp_path / "e", "-s", 64, "--backend", "cpu")
-    assert "is a BPE tokenizer; only BERT's WordPiece is supported" in ended.sentence
+    assert (ended.status, sentence in ended.sentence) == (1, True)

@@ -40,6 +40,10 @@ def tokenizer(directory: str | Path, lower_case: bool | None) -> FullTokenizer |
             lines[number] = token
         normalizer = content.get("normalizer") or {}
         casing = normalizer.get("lowercase") if lower_case is None else lower_case
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{combined} holds no WordPiece vocabulary ({error!r}); give vocab.txt with -v/--vocab-file") from error
+    if casing is not None and not isinstance(casing, bool):
+        raise InputError(
+            f"{combined} has lowercase {casing!r}, which is neither true nor false; mend it, or give --cased or --uncased"
+        )
     return FullTokenizer("\n".join(lines), casing, f"the tokenizer {combined}")
