@@ -8,6 +8,7 @@ punctuation, then greedy longest-match word pieces. Special tokens typed by a us
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,10 @@ LONGEST_WORD = 200  # characters; a longer word is [UNK]
 
 @dataclass(frozen=True)
 class Tokens:
-    """Word pieces of one text: ids, and the characters [start, end) of the text each came from; int32 (pieces,) each."""
+    """Word pieces of one text: ids, and the characters [start, end) of the text each came from; int32 (pieces,) each.
+
+    The accents that uncased models strip belong to the piece of the letter they stand on.
+    """
 
     ids: np.ndarray
     starts: np.ndarray
@@ -81,8 +85,10 @@ class FullTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the word pieces of every text, in order; several texts are worked on by all cores."""
         result = []
-        for encoding in self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False):
+        encodings = self._tokenizer.encode_batch([self._clean(text) for text in texts], add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
             offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+            _add_marks(text, offsets)
             result.append(Tokens(np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1]))
         return result
 
@@ -108,6 +114,21 @@ class FullTokenizer:
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Return the word pieces of ids; [UNK] for an id that the vocabulary lacks."""
         return tuple(self._tokenizer.id_to_token(int(number)) or "[UNK]" for number in ids)
+
+
+def _add_marks(text: str, offsets: np.ndarray) -> None:
+    """Move the ends of pieces behind the combining marks that follow them and that the library has dropped."""
+    if text.isascii():
+        return
+    marks = {char for char in set(text) if unicodedata.category(char) == "Mn"}
+    if not marks:
+        return
+    limits = np.append(offsets[1:, 0], len(text))  # what a next piece begins with was not dropped
+    for piece in np.flatnonzero(offsets[:, 1] < limits):
+        end, limit = int(offsets[piece, 1]), int(limits[piece])
+        while end < limit and text[end] in marks:
+            end += 1
+        offsets[piece, 1] = end
 
 
 def casing_beside(vocab_file: Path) -> bool | None:

@@ -76,6 +76,22 @@ def test_offsets_cut_the_words_out_of_the_original() -> None:
     assert text[tokens.starts[1] :].startswith("Café")
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "cuts"),
+    [
+        (UNCASED, "Beyonce\u0301 sang", ["Beyonce\u0301", "sang"]),
+        (UNCASED, "sang Beyonce\u0301\u0323", ["sang", "Beyonce\u0301\u0323"]),
+        (UNCASED, "the cafe\u0301s, cafe\u0301", ["the", "cafe\u0301s", ",", "cafe\u0301"]),
+        (UNCASED, "\u0301 a\u0301\u0301(\u0301b", ["a\u0301\u0301", "(\u0301", "b"]),
+        (CASED, "a\u0301\u0301(\u0301b", ["a\u0301\u0301", "(", "\u0301b"]),
+    ],
+)
+def test_an_accent_that_is_a_character_of_its_own_stays_with_its_letter(tokenizer: FullTokenizer, text: str, cuts: list) -> None:
+    """Uncased models strip it, answers keep it."""
+    (tokens,) = tokenizer.encode([text])
+    assert [text[start:end] for start, end in zip(tokens.starts, tokens.ends, strict=True)] == cuts
+
+
 def test_a_lone_surrogate_is_dropped_and_offsets_hold() -> None:
     text = "a \ud800 high\udfff answer"
     (tokens,) = UNCASED.encode([text])
