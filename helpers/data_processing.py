@@ -42,6 +42,11 @@ def read_squad(path: str | Path) -> list[Example]:
         raise InputError(f"the SQuAD file {path} holds no questions; give a file with some")
     if not all(isinstance(example.question, str) and isinstance(example.passage, str) for example in examples):
         raise InputError(f"{path} is not in SQuAD format: a question or a context is not text")
+    seen: set[str] = set()
+    for example in examples:  # answers go by id: of two with one id, one would be lost
+        if example.id in seen:
+            raise InputError(f"{path} has the question id {example.id!r} twice; give every question an id of its own")
+        seen.add(example.id)
     return examples
 
 

@@ -35,6 +35,9 @@ def bad(tmp_path_factory):
         "nothing.json": b'{"data": []}',
         "noid.json": json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}).encode(),
         "number.json": json.dumps({"data": [{"paragraphs": [{"context": 5, "qas": [{"id": 1, "question": "b"}]}]}]}).encode(),
+        "twice.json": json.dumps(
+            {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": n, "question": "b"} for n in (5, "5")]}]}]}
+        ).encode(),
         "words.txt": b"hello\nworld\n",
         "vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nother\n",
     }
@@ -76,6 +79,7 @@ def bad(tmp_path_factory):
         ("inference", "-e {engine} -sq {bad}/nothing.json", 1, "nothing.json holds no questions"),
         ("inference", "-e {engine} -sq {bad}/noid.json", 1, "noid.json is not in SQuAD format (KeyError('id'))"),
         ("inference", "-e {engine} -sq {bad}/number.json", 1, "a question or a context is not text"),
+        ("inference", "-e {engine} -sq {bad}/twice.json", 1, "twice.json has the question id '5' twice; give every question an id"),
         ("inference", "-e {engine} -sq {sample} -o /proc/nothing/p.json", 1, "/proc/nothing/p.json cannot be written"),
         ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "is a directory; give the name of a file to write"),
         # vocabularies
