@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers.config import BertConfig
 from helpers.engine_file import EngineInfo, is_bare_plan, read_info, text_digest
 from helpers.errors import EngineMismatch, InputError, UsageError
-from helpers.tokenization import FullTokenizer
+from helpers.tokenization import FullTokenizer, one_token_a_line
 
 
 def engine_info(path: str | Path) -> EngineInfo:
@@ -28,10 +28,12 @@ def engine_tokenizer(engine: str | Path, info: EngineInfo, vocab_file: str | Pat
         return FullTokenizer(info.vocab, info.lower_case if lower_case is None else lower_case, f"the vocabulary of {engine}")
     casing = info.lower_case if lower_case is None and info.vocab is not None else lower_case
     tokenizer = FullTokenizer.from_file(vocab_file, casing)
-    if info.vocab is not None and tokenizer.digest != text_digest(info.vocab):
+    own = None if info.vocab is None else one_token_a_line(info.vocab)
+    if own is not None and tokenizer.vocab != own:
+        counts = [vocab.count("\n") for vocab in (tokenizer.vocab, own)]
         raise EngineMismatch(
-            f"the vocabulary {vocab_file} ({len(tokenizer.ids)} tokens, digest {tokenizer.digest}) is not the one in {engine} "
-            f"carries ({len(info.vocab.splitlines())} tokens, digest {text_digest(info.vocab)}); leave -v out"
+            f"the vocabulary {vocab_file} ({counts[0]} tokens, digest {tokenizer.digest}) is not the one that {engine} "
+            f"carries ({counts[1]} tokens, digest {text_digest(own)}); leave -v out"
         )
     check_vocabulary(tokenizer, info.config, f"the vocabulary {vocab_file}")
     return tokenizer

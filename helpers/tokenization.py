@@ -52,8 +52,8 @@ class FullTokenizer:
             from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
         except ModuleNotFoundError as error:
             raise MissingDependency("tokenization needs the tokenizers package; pip install tokenizers") from error
-        self.vocab = vocab
-        self.ids = {line.strip(): number for number, line in enumerate(vocab.rstrip("\n").split("\n"))}
+        self.vocab = one_token_a_line(vocab)
+        self.ids = {line: number for number, line in enumerate(self.vocab[:-1].split("\n"))}
         missing = [token for token in ("[CLS]", "[SEP]", "[UNK]") if token not in self.ids]
         if missing:
             raise InputError(f"{where} is no BERT vocabulary: it lacks {', '.join(missing)}; give the model's vocab.txt with -v")
@@ -129,6 +129,11 @@ def _add_marks(text: str, offsets: np.ndarray) -> None:
         while end < limit and text[end] in marks:
             end += 1
         offsets[piece, 1] = end
+
+
+def one_token_a_line(vocab: str) -> str:
+    """Return a vocabulary as its tokens alone, each with a line's end: equal texts mean equal tokens."""
+    return "".join(f"{line.strip()}\n" for line in vocab.rstrip().split("\n"))
 
 
 def casing_beside(vocab_file: Path) -> bool | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
 from helpers import QuestionAnswerer, answer, engine_text
 from helpers.data_processing import Example, WindowOptions, read_squad
+from helpers.engine_file import read_info
 from helpers.errors import EngineMismatch
 from helpers.squad_metrics import evaluate_v11
 from helpers.tokenization import FullTokenizer
@@ -55,6 +57,20 @@ def test_text_from_files_and_vocabulary_of_the_model(script, engines, tmp_path) 
     assert result["answer"] == ANSWER == PASSAGE[result["start"] : result["end"]]
     assert len(result["n_best"]) == 20
     assert sum(each["score"] for each in result["n_best"]) == pytest.approx(1)
+
+
+def test_a_vocabulary_is_the_engines_by_its_tokens_however_its_lines_end(engines, tmp_path) -> None:
+    info = read_info(engines["fp32"])
+    text = (MODEL / "vocab.txt").read_text()
+    for number, written in enumerate((text.rstrip("\n"), text + "\n \n", text.replace("\n", "\r\n"), text.replace("\n", "\t\n"))):
+        file = tmp_path / f"{number}.txt"
+        file.write_bytes(written.encode())
+        for carried in (info, replace(info, vocab=written)):
+            for given in (file, MODEL / "vocab.txt"):
+                assert engine_text.engine_tokenizer(engines["fp32"], carried, given, None).ids["[SEP]"] == 102
+    (tmp_path / "0.txt").write_text(text.replace("\nthe\n", "\n\nthe\n"))
+    with pytest.raises(EngineMismatch, match=r"30523 tokens, digest \w+\) is not the one that .* carries \(30522 tokens"):
+        engine_text.engine_tokenizer(engines["fp32"], info, tmp_path / "0.txt", None)
 
 
 def test_the_metadata_is_read_once(script, engines, monkeypatch) -> None:
