@@ -138,7 +138,10 @@ def converse(qa: QuestionAnswerer, passage: str, as_json: bool) -> None:
         if question.strip().lower() in EXIT_WORDS:
             return
         if question.strip():
-            answer_one(qa, passage, question.strip(), as_json, whole_block=False)
+            try:
+                answer_one(qa, passage, question.strip(), as_json, whole_block=False)
+            except UsageError as error:  # it takes the whole window; the next one may be shorter
+                log(f"error: {error}")
 
 
 def _prompt(text: str) -> str | None:

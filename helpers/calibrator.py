@@ -15,7 +15,7 @@ import numpy as np
 
 from helpers.batching import Batch, pack, random_batch
 from helpers.config import BertConfig
-from helpers.data_processing import WindowOptions, make_windows, read_squad
+from helpers.data_processing import REMEDY_BUILDING, WindowOptions, make_windows, question_room, read_squad
 from helpers.engine_file import text_digest, written_whole
 from helpers.errors import EngineMismatch, InputError
 from helpers.files import is_file, read_json, read_text
@@ -77,6 +77,7 @@ def text_batches(squad_json: str | Path, tokenizer: FullTokenizer, count: int, s
     batches: list[Batch] = []
     for example in read_squad(squad_json):
         question, passage = tokenizer.encode([example.question, example.passage])
+        question_room(question, options, example.id, REMEDY_BUILDING)
         windows = make_windows(question, passage, tokenizer, options)
         if windows:
             batches.append(pack([windows[0].ids], [windows[0].segments]))

@@ -105,8 +105,12 @@ class WindowLogits:
     end_logits: np.ndarray
 
 
-def question_room(question: Tokens, options: WindowOptions) -> int:
-    """Return how many passage pieces fit beside a question; raise UsageError when too few do.
+REMEDY_ASKING = "give a longer -s/--sequence-length or a smaller --max-query-length"
+REMEDY_BUILDING = "give a longer -s, or other questions with -j/--squad-json"  # builders cut at the default
+
+
+def question_room(question: Tokens, options: WindowOptions, name: str = "", remedy: str = REMEDY_ASKING) -> int:
+    """Return how many passage pieces fit beside a question; raise UsageError, with the name if one is given, when too few do.
 
     A long question is cut to max_query_length first, as the old scripts do.
     """
@@ -114,19 +118,21 @@ def question_room(question: Tokens, options: WindowOptions) -> int:
     room = options.sequence_length - pieces - 3
     if room < 1:
         raise UsageError(
-            f"a question of {pieces} word pieces leaves no room for the passage in a window of {options.sequence_length}; "
-            "give a longer -s/--sequence-length or a smaller --max-query-length"
+            f"{f'question {name!r}' if name else 'a question'} of {pieces} word pieces leaves no room for the passage "
+            f"in a window of {options.sequence_length}; {remedy}"
         )
     return room
 
 
-def make_windows(question: Tokens, passage: Tokens, tokenizer: FullTokenizer, options: WindowOptions) -> list[Window]:
-    """Return the windows of a question over a passage; none for an empty passage.
+def make_windows(
+    question: Tokens, passage: Tokens, tokenizer: FullTokenizer, options: WindowOptions, name: str = ""
+) -> list[Window]:
+    """Return the windows of a question over a passage; none for an empty passage. name: the question's id, for messages.
 
     Windows start every doc_stride pieces and end with the first that reaches the end of the passage, so that none is left out
     as long as the stride is at most the room; a larger stride is clipped to it.
     """
-    room = question_room(question, options)
+    room = question_room(question, options, name)
     head = np.concatenate([[tokenizer.cls_id], question.ids[: options.max_query_length], [tokenizer.sep_id]]).astype(np.int32)
     spans, start = [], 0
     while start < len(passage):

@@ -224,7 +224,7 @@ class QuestionAnswerer:
             known |= dict(zip(distinct, tokens[len(group) :], strict=True))
             for example, question in zip(group, tokens, strict=False):
                 pieces = known[example.passage]
-                asked = _Asked(example, pieces, make_windows(question, pieces, self.tokenizer, self.window))
+                asked = _Asked(example, pieces, make_windows(question, pieces, self.tokenizer, self.window, example.id))
                 chunk.append(asked)
                 windows += len(asked.windows)
                 if windows >= CHUNK_WINDOWS:

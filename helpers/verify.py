@@ -19,7 +19,7 @@ from helpers.backends import LoadOptions, Session
 from helpers.batching import Batch
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions
-from helpers.data_processing import Example, read_squad
+from helpers.data_processing import REMEDY_BUILDING, Example, WindowOptions, question_room, read_squad
 from helpers.errors import BertError, InputError, MissingDependency, UsageError
 from helpers.files import read_json
 from helpers.qa import QuestionAnswerer
@@ -59,6 +59,9 @@ def prepare(count: int, squad_json: Path, backend: str, options: BuildOptions, t
     golds = {example.id: answers[example.id] for example in examples}
     if not any(golds.values()):
         raise InputError(f"{squad_json} has no answers to the first {count} questions; give --verify a file with some by -j")
+    window = WindowOptions(sequence_length=max(options.sequence_lengths))
+    for example, question in zip(examples, tokenizer.encode([example.question for example in examples]), strict=True):
+        question_room(question, window, example.id, REMEDY_BUILDING)
     return Questions(squad_json, examples, golds)
 
 

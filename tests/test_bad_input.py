@@ -35,6 +35,9 @@ def bad(tmp_path_factory):
         "nothing.json": b'{"data": []}',
         "noid.json": json.dumps({"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "b"}]}]}]}).encode(),
         "number.json": json.dumps({"data": [{"paragraphs": [{"context": 5, "qas": [{"id": 1, "question": "b"}]}]}]}).encode(),
+        "long.json": json.dumps(
+            {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q7", "question": "why " * 70}]}]}]}
+        ).encode(),
         "twice.json": json.dumps(
             {"data": [{"paragraphs": [{"context": "a", "qas": [{"id": n, "question": "b"} for n in (5, "5")]}]}]}
         ).encode(),
@@ -79,6 +82,12 @@ def bad(tmp_path_factory):
         ("inference", "-e {engine} -sq {bad}/nothing.json", 1, "nothing.json holds no questions"),
         ("inference", "-e {engine} -sq {bad}/noid.json", 1, "noid.json is not in SQuAD format (KeyError('id'))"),
         ("inference", "-e {engine} -sq {bad}/number.json", 1, "a question or a context is not text"),
+        (
+            "inference",
+            "-e {engine} -s 64 -sq {bad}/long.json -o {out}",
+            2,
+            "question 'q7' of 64 word pieces leaves no room for the passage in a window of 64; give a longer -s",
+        ),
         ("inference", "-e {engine} -sq {bad}/twice.json", 1, "twice.json has the question id '5' twice; give every question an id"),
         ("inference", "-e {engine} -sq {sample} -o /proc/nothing/p.json", 1, "/proc/nothing/p.json cannot be written"),
         ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "is a directory; give the name of a file to write"),
@@ -136,6 +145,12 @@ def bad(tmp_path_factory):
             "-x {onnx} -c {model} -o {out} --int8 --calibrate -j {bad}/cut.json -p {bad}/new",
             1,
             "cut.json is not valid JSON",
+        ),
+        (
+            "builder",
+            "-x {onnx} -c {model} -o {out} -s 64 --int8 --calibrate -j {bad}/long.json -p {bad}/new",
+            2,
+            "question 'q7' of 64 word pieces leaves no room for the passage in a window of 64; give a longer -s, or other",
         ),
     ],
 )

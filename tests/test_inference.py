@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
@@ -97,6 +98,16 @@ def test_a_conversation_ends_with_quit_or_with_the_input(engines) -> None:
     asked = shell("inference.py", "-e", engines["fp32"], stdin=f"{PASSAGE}\n{QUESTION}\nquit\n")
     assert f"'{ANSWER}'" in asked.out
     assert "Paragraph: " in asked.err
+
+
+def test_a_conversation_outlives_a_question_that_is_too_long(script, engines, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'why ' * 70}\n{QUESTION}\n"))
+    ended = script("inference", "-e", engines["fp32"], "-s", 64, "-p", PASSAGE)
+    assert ended.sentence.endswith(
+        "a question of 64 word pieces leaves no room for the passage in a window of 64; "
+        "give a longer -s/--sequence-length or a smaller --max-query-length"
+    )
+    assert (ended.status, ended.out.count("Answer: "), f"'{ANSWER}'" in ended.out) == (0, 1, True)
 
 
 def test_one_question_takes_little_time_from_the_shell(engines) -> None:

@@ -108,6 +108,11 @@ def nowhere(tmp_path, monkeypatch) -> Path:
         (("--backend", "cuda"), 3, "--verify runs the new engine, which this machine cannot: infer_c, which runs cuda engines, "),
         (("-j", "{nowhere}/unanswered"), 1, "has no answers to the first 2 questions; give --verify a file with some by -j"),
         (("-j", "{nowhere}/missing"), 1, "missing"),
+        (
+            ("-s", 64, "-j", "{nowhere}/long"),
+            2,
+            " of 64 word pieces leaves no room for the passage in a window of 64; give a longer -s, or other",
+        ),
     ],
 )
 def test_what_cannot_be_verified_is_said_before_the_build(script, nowhere: Path, flags, status: int, sentence: str) -> None:
@@ -115,7 +120,8 @@ def test_what_cannot_be_verified_is_said_before_the_build(script, nowhere: Path,
     for question in (q for article in content["data"] for paragraph in article["paragraphs"] for q in paragraph["qas"]):
         question["answers"] = []
     (nowhere / "unanswered").write_text(json.dumps(content))
-    flags = [flag.format(nowhere=nowhere) for flag in flags]
+    (nowhere / "long").write_text(SAMPLE.read_text().replace('"question": "', '"question": "' + "why " * 70))
+    flags = [str(flag).format(nowhere=nowhere) for flag in flags]
     ended = script("builder", *BUILD, "-o", nowhere / "e", "--int8", "--calibrate", "--verify", 2, *flags)
     assert (ended.status, sentence in ended.sentence) == (status, True), ended.err
     assert not (nowhere / "e").exists()
