@@ -26,6 +26,13 @@ EXIT_WORDS = ("exit", "quit")
 
 def main(command: str, args: argparse.Namespace) -> None:
     """Answer what the command line asks."""
+    for flag, path in (("--n-best-file", args.n_best_file), ("--na-prob-file", args.na_prob_file)):
+        if path and not args.squad_json:
+            raise UsageError(
+                f"{flag} {path} is for the answers to a SQuAD file; give one with -sq/--squad-json, or leave {flag} out"
+            )
+    if args.null_threshold is not None and not args.squad_v2:
+        log("--null-threshold has no effect without --squad-v2")
     passage, question = _texts(args)
     examples = read_squad(args.squad_json) if args.squad_json else []
     for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
@@ -76,7 +83,7 @@ def open_engine(args: argparse.Namespace) -> QuestionAnswerer:
         max_answer_length=args.max_answer_length,
         n_best_size=args.n_best_size,
         squad_v2=args.squad_v2,
-        null_threshold=args.null_threshold,
+        null_threshold=args.null_threshold or 0.0,
     )
     return QuestionAnswerer(
         args.engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,13 @@ from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
 
+CALIBRATION = {
+    "calibrate": "--calibrate",
+    "calib_num": "-n/--calib-num",
+    "calib_path": "-p/--calib-path",
+    "calib_percentile": "--calib-percentile",
+    "squad_json": "-j/--squad-json",
+}
 SOURCES = {
     "ckpt": "-m/--ckpt",
     "onnx": "-x/--onnx",
@@ -57,6 +64,8 @@ def main(command: str, args: argparse.Namespace) -> None:
         log("--verify-limit has no effect without --verify")
     if options.int8 or options.fp8:
         weights = with_ranges(config, weights, tokenizer, args, max(options.sequence_lengths))
+    else:
+        say_unused(args, "without --int8 or --fp8")
     info = EngineInfo(
         backend=backend,
         layout=layout,
@@ -160,35 +169,41 @@ def with_ranges(
     """Return the weights with a range for every activation: their own, a cache's, or ones measured now."""
     if not args.calibrate and all(name in weights.ranges for name in activation_ranges(config)):
         log("ranges: those of the weights")
-        if args.calib_path or (args.squad_json and not args.verify):
-            log("-p/--calib-path and -j/--squad-json have no effect on weights with ranges; give --calibrate to measure them anew")
+        say_unused(args, "on weights with ranges; give --calibrate to measure them anew")
         return weights
     from helpers import calibrator
 
     percentile = calibrator.PERCENTILE if args.calib_percentile is None else args.calib_percentile
-    if not 50 <= percentile <= 100:
-        raise UsageError(f"--calib-percentile {percentile} is out of range; give 50 to 100")
+    count = calibrator.QUESTIONS if args.calib_num is None else args.calib_num
     kernels = {name: amax for name, amax in weights.ranges.items() if name.endswith("_kernel_amax")}
     if args.random_weights is not None:
         log("ranges: measured on random ids")
+        say_unused(args, "on random weights", ("calib_num", "calib_path", "squad_json"))
         ranges = calibrator.measure(config, weights, calibrator.random_batches(config, length), percentile)
         return Weights(weights.tensors, {**kernels, **ranges}, weights.source)
     if tokenizer is None:
         raise UsageError("calibration needs the model's vocabulary; give vocab.txt with -v/--vocab-file")
     squad = squad_file(args.squad_json)
-    settings = calibrator.settings_of(tokenizer, squad, args.calib_num, length, percentile)
+    settings = calibrator.settings_of(tokenizer, squad, count, length, percentile)
     cache = Path(args.calib_path) if args.calib_path else calibrator.default_cache(config, weights, length)
     if cache.exists():
         ranges = calibrator.read_cache(cache, weights, settings, config)
         log(f"ranges: calibration cache {cache}")
     else:
-        batches = calibrator.text_batches(squad, tokenizer, args.calib_num, length)
+        batches = calibrator.text_batches(squad, tokenizer, count, length)
         log(f"ranges: measured on {len(batches)} questions of {squad}")
         with progress_bar(len(batches), "questions") as bar:
             ranges = calibrator.measure(config, weights, batches, percentile, bar.update)
         calibrator.write_cache(cache, weights, settings, ranges)
         log(f"calibration cache: {cache}")
     return Weights(weights.tensors, {**kernels, **ranges}, weights.source)
+
+
+def say_unused(args: argparse.Namespace, reason: str, names: Iterable[str] = CALIBRATION) -> None:
+    """Say of every calibration option given that it has no effect."""
+    for name in names:
+        if getattr(args, name) and not (name == "squad_json" and args.verify):  # --verify asks its questions
+            log(f"{CALIBRATION[name]} has no effect {reason}")
 
 
 def squad_file(given: str | None) -> Path:

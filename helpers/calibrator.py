@@ -25,6 +25,7 @@ from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
 
 CACHE_FORMAT = 1
+QUESTIONS = 100
 PERCENTILE = 99.999  # of the absolute values; docs/decisions.md has the F1 of others
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)  # of the ranges in a cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from dataclasses import dataclass
@@ -50,6 +51,22 @@ def whole(least: int) -> Any:
         return value
 
     parse.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"
+    return parse
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Any:
+    """Return an argparse type: a finite number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is no finite number, give one")
+        if not least <= value <= most:
+            limits = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{value:g} is out of range, give {limits}")
+        return value
+
+    parse.__name__ = "number"
     return parse
 
 
@@ -169,15 +186,13 @@ OPTIONS = (
         metavar="FILE",
         help="questions to calibrate on and to verify with (default: squad/dev-v1.1.json, else the sample)",
     ),
-    _option(
-        "-n", "--calib-num", on=BUILDERS, type=whole(1), default=100, metavar="N", help="questions to calibrate on (default: 100)"
-    ),
+    _option("-n", "--calib-num", on=BUILDERS, type=whole(1), metavar="N", help="questions to calibrate on (default: 100)"),
     _option("-p", "--calib-path", on=BUILDERS, metavar="FILE", help="calibration cache (default: a name with the model's digest)"),
     _option("--calibrate", on=BUILDERS, help="measure the ranges even if the weights bring some", **_FLAG),
     _option(
         "--calib-percentile",
         on=BUILDERS,
-        type=float,
+        type=number(50, 100),
         metavar="P",
         help="share of values inside the range, in percent; 100 is the maximum (default: 99.999)",
     ),
@@ -188,7 +203,7 @@ OPTIONS = (
     _option(
         "--verify-limit",
         on=BUILDERS,
-        type=float,
+        type=number(),
         metavar="X",
         help="with --verify: fail when F1 lies more than X points below the reference's (default: 1)",
     ),
@@ -237,8 +252,7 @@ OPTIONS = (
     _option(
         "--null-threshold",
         on=INFERENCES,
-        type=float,
-        default=0.0,
+        type=number(),
         metavar="X",
         help="with --squad-v2: no answer when its score beats the best answer's by more (default: 0)",
     ),
@@ -274,7 +288,13 @@ OPTIONS = (
     _option("-i", "--iterations", on=PERFS, type=whole(1), default=200, metavar="N", help="timed runs (default: 200)"),
     _option("-w", "--warm-up-runs", on=PERFS, type=whole(0), default=10, metavar="N", help="untimed runs before (default: 10)"),
     _option(
-        "-d", "--duration", on=PERFS, type=float, default=0.0, metavar="S", help="go on for this many seconds at least (default: 0)"
+        "-d",
+        "--duration",
+        on=PERFS,
+        type=number(0),
+        default=0.0,
+        metavar="S",
+        help="go on for this many seconds at least (default: 0)",
     ),
     _option(
         "-r",

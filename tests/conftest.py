@@ -58,7 +58,7 @@ def script(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
         capsys.readouterr()
         try:
             parsed = parse(command, [str(argument) for argument in arguments])
-            module = importlib.import_module("helpers." + MODULES[command.removesuffix("_varseqlen")])
+            module = importlib.import_module("helpers." + MODULES[command.removesuffix("_varseqlen").removesuffix("_c")])
             status = status_of(lambda: module.main(command, parsed))
         except SystemExit as end:
             status = int(end.code or 0)

@@ -76,6 +76,13 @@ def bad(tmp_path_factory):
             "leaves no room for the passage in a window of 20; give a longer -s",
         ),
         ("inference", "-e {engine} -s 400 {ask}", 4, "takes at most 384 word pieces, a window of 400 was asked for; give -s 384"),
+        (
+            "inference",
+            "-e {engine} {ask} --n-best-file {out}",
+            2,
+            "--n-best-file {out} is for the answers to a SQuAD file; give one",
+        ),
+        ("inference", "-e {engine} {ask} --na-prob-file {out}", 2, "with -sq/--squad-json, or leave --na-prob-file out"),
         # SQuAD files
         ("inference", "-e {engine} -sq {bad}/cut.json", 1, "cut.json is not valid JSON"),
         ("inference", "-e {engine} -sq {bad}/list.json", 1, "list.json is not in SQuAD format"),
@@ -127,12 +134,6 @@ def bad(tmp_path_factory):
         ("builder", "-x {onnx} -c {model} -o {out} -v {bad}/words.txt", 1, "is no BERT vocabulary"),
         ("builder", "-x {onnx} -c {model} -o {bad}", 1, "is a directory; give the name of a file"),
         ("builder", "-x {onnx} -c {model} -o /proc/nothing/e", 1, "/proc/nothing/e cannot be written"),
-        (
-            "builder",
-            "-x {onnx} -c {model} -o {out} --int8 --calibrate --calib-percentile 5",
-            2,
-            "--calib-percentile 5.0 is out of range",
-        ),
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
         (
             "builder",

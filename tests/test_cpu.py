@@ -133,6 +133,42 @@ def test_options_of_other_backends_are_said_to_have_no_effect(script, tmp_path) 
     assert "multihead has no effect" not in ended.err
 
 
+WITHOUT = "without --int8 or --fp8"
+BROUGHT = "on weights with ranges; give --calibrate to measure them anew"
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "said"),
+    [
+        (ONNX, "-iln -imh", {"-iln/--force-int8-skipln": WITHOUT, "-imh/--force-int8-multihead": WITHOUT}),
+        (ONNX, "--calibrate -n 100 -p c", {"--calibrate": WITHOUT, "-n/--calib-num": WITHOUT, "-p/--calib-path": WITHOUT}),
+        (ONNX, "--calib-percentile 99 -j s", {"--calib-percentile": WITHOUT, "-j/--squad-json": WITHOUT}),
+        (ONNX, "--int8 -n 5 -p c", {"-n/--calib-num": BROUGHT, "-p/--calib-path": BROUGHT}),
+        (ONNX, "--int8 --calib-percentile 99 -j s", {"--calib-percentile": BROUGHT, "-j/--squad-json": BROUGHT}),
+        (None, "--int8 --calibrate -n 5 --calib-percentile 99", {"-n/--calib-num": "on random weights"}),
+    ],
+)
+def test_options_that_change_nothing_are_said_to_have_no_effect(script, tmp_path, monkeypatch, source, more: str, said) -> None:
+    monkeypatch.setattr(cpu, "build", lambda config, weights, options, info: options.output.touch())
+    weights = ("-x", source) if source else ("--random-weights", 1)
+    ended = script("builder", *weights, "-c", MODEL, "-s", 16, "-o", tmp_path / "e", "--backend", "cpu", *more.split())
+    assert ended.status == 0, ended.err
+    assert notes(ended.err) == [f"{flag} has no effect {reason}" for flag, reason in said.items()]
+
+
+def test_so_are_those_of_a_run(script, engines) -> None:
+    asked = script("inference_c", "-e", engines["fp32"], "-p", "a", "-q", "b", "--null-threshold", 0, "--enable-graph")
+    assert notes(asked.err) == ["--null-threshold has no effect without --squad-v2", "--enable-graph has no effect on cpu engines"]
+    assert asked.status == 0
+    run = ("-e", engines["fp32"], "-s", 16, "-i", 1, "-w", 0)
+    assert notes(script("perf", *run, "--enable-graph").err) == ["--enable-graph has no effect on cpu engines"]
+    assert notes(script("perf", *run, "--threads", 1).err) == []
+
+
+def notes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "no effect" in line]
+
+
 def test_bf16_is_16_bit_arithmetic(script, tmp_path) -> None:
     assert script("builder", "-x", ONNX, "-c", MODEL, "-o", tmp_path / "e", "--bf16", "--backend", "cpu").status == 0
     info = read_info(tmp_path / "e")

@@ -174,6 +174,14 @@ def test_eight_bits_elsewhere_than_in_products_have_no_effect() -> None:
     assert said == [f"{flag} has no effect on cuda engines" for flag in ("-iln/--force-int8-skipln", "-imh/--force-int8-multihead")]
 
 
+def test_options_for_cpus_have_no_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(backends, "module", lambda name: SimpleNamespace(check=lambda: None, load=lambda *arguments: None))
+    options = backends.LoadOptions(enable_graph=True, threads=2, cpu_runtime="openvino", log=said.append)
+    backends.load("e", SimpleNamespace(backend="cuda"), options)
+    assert said == ["--cpu-runtime has no effect on cuda engines", "--threads has no effect on cuda engines"]
+
+
 def test_weights_without_ranges_make_no_eight_bit_engine(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no activation range l0_attention_self_query_input_amax"):
         write_engine(tmp_path / "e", asked={"int8": True})

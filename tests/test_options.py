@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers import calibrator
 from helpers.options import COMMANDS, OPTIONS, parse
 
 # What the old README, benchmark scripts and notebooks pass, by command.
@@ -51,7 +52,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert inference.output_prediction_file == "./predictions.json"
     perf = parse("perf", ["-e", "e"])
     assert (perf.sequence_length, perf.iterations, perf.warm_up_runs, perf.duration, perf.random_seed) == (128, 200, 10, 0.0, 12345)
-    assert parse("builder", ["-c", "c", "-o", "o"]).calib_num == 100
+    assert calibrator.QUESTIONS == 100
 
 
 def test_unquoted_words_and_no_words() -> None:
@@ -72,6 +73,12 @@ def test_unquoted_words_and_no_words() -> None:
         ("perf", "-e e stray", "unexpected word 'stray'; perf.py -h lists the options"),
         ("perf", "-e e -b 0", "argument -b/--batch-size: 0 is too small, give 1 or more"),
         ("perf", "-e e -b x", "argument -b/--batch-size: invalid whole number value: 'x'"),
+        ("perf", "-e e -d nan", "argument -d/--duration: nan is no finite number, give one"),
+        ("perf", "-e e -d -5", "argument -d/--duration: -5 is out of range, give 0 or more"),
+        ("perf", "-e e -d x", "argument -d/--duration: invalid number value: 'x'"),
+        ("builder", "-o o -c c --verify-limit inf", "argument --verify-limit: inf is no finite number, give one"),
+        ("builder", "-o o -c c --calib-percentile 3", "argument --calib-percentile: 3 is out of range, give 50 to 100"),
+        ("inference", "-e e --null-threshold nan", "argument --null-threshold: nan is no finite number, give one"),
         ("inference", "-q what", "the following arguments are required: -e/--engine"),
         ("inference", "-e e -p the -zoo is open", "unknown option -zoo; text with a word that begins with a hyphen must be quoted"),
         ("builder", "-o o -c c --cased --uncased", "argument --uncased: not allowed with argument --cased"),

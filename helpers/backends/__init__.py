@@ -68,7 +68,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How an engine is to be run; what a backend has no use for it ignores."""
+    """How an engine is to be run; what a backend has no use for is said to have no effect."""
 
     enable_graph: bool = False
     cpu_runtime: str = "auto"  # "openvino", "onnxruntime"
@@ -122,23 +122,40 @@ STEERING = {
     "v3_plugins": ("--use-v3-plugins", ("tensorrt",)),
     "no_plugins": ("--no-plugins", ("tensorrt",)),
 }
+EIGHT_BIT = ("force_fc2_gemm", "force_int8_skipln", "force_int8_multihead")
 CHANGE_THE_RESULT = ("bf16", "megatron")
 
 
 def check_options(backend: str, options: BuildOptions, log: Callable[[str], None]) -> None:
-    """Say which options a backend has no use for; raise UsageError where leaving one out would build another model."""
+    """Say which options have no effect on what is built; raise UsageError where leaving one out would build another model."""
     for name, (flag, backends) in STEERING.items():
-        if not getattr(options, name) or backend in backends:
+        if not getattr(options, name):
+            continue
+        if backend in backends:
+            if name in EIGHT_BIT and not (options.int8 or options.fp8):
+                log(f"{flag} has no effect without --int8 or --fp8")
             continue
         if name in CHANGE_THE_RESULT:
             raise UsageError(f"the {backend} backend cannot do what {flag} asks for; leave it out, or give --backend {backends[0]}")
         log(f"{flag} has no effect on {backend} engines")
 
 
+# The same of LoadOptions.
+RUNNING = {
+    "enable_graph": ("--enable-graph", ("tensorrt", "cuda")),
+    "cpu_runtime": ("--cpu-runtime", ("cpu",)),
+    "threads": ("--threads", ("cpu",)),
+    "streams": ("--streams", ("cpu",)),
+}
+
+
 def load(path: str | Path, info: EngineInfo, options: LoadOptions) -> Session:
     """Open an engine with the backend it was built for."""
     backend = module(info.backend)
     backend.check()
+    for name, (flag, backends) in RUNNING.items():
+        if getattr(options, name) != getattr(LoadOptions, name) and info.backend not in backends:
+            options.log(f"{flag} has no effect on {info.backend} engines")
     try:
         return backend.load(Path(path), info, options)
     except BertError:

@@ -206,9 +206,8 @@ def check_eight_bits_need_the_hardware(tmp_path: Path) -> None:
 
 
 def check_options_without_effect_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    build(tmp_path, force_int8_multihead=True, force_fc2_gemm=True)
-    error = capsys.readouterr().err
-    assert "-imh has no effect" in error and "-g has no effect" in error
+    build(tmp_path, layout="packed", interleaved=True)
+    assert "-il has no effect without --int8" in capsys.readouterr().err
 
 
 # what is missing --------------------------------------------------------------------------------------------------------------

@@ -157,13 +157,9 @@ def _check_eight_bits(options: BuildOptions, kind: choice.Kind, gpu: Gpu) -> Non
 
 def _unused(options: BuildOptions, kind: choice.Kind) -> list[str]:
     """Return a line for every option given that has nothing to do in this engine."""
-    eight, typed = options.int8 or options.fp8, kind == "typed"
     lines = {
-        "-iln has no effect without --int8 or --fp8": options.force_int8_skipln and not eight,
-        "-imh has no effect without --int8 or --fp8": options.force_int8_multihead and not eight,
-        "-g has no effect without --int8 or --fp8": options.force_fc2_gemm and not eight,
         "-il has no effect without --int8": options.interleaved and not options.int8,
-        "-il has no effect without plugins": typed and options.int8 and options.interleaved,
+        "-il has no effect without plugins": kind == "typed" and options.int8 and options.interleaved,
         "--bf16 takes the place of --fp16": options.bf16 and options.fp16,
     }
     return [line for line, given in lines.items() if given]
