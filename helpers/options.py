@@ -166,7 +166,9 @@ OPTIONS = (
     _option("-imh", "--force-int8-multihead", on="builder", help="8 bits into and out of the attention (not cuda)", **_FLAG),
     _option("-g", "--force-fc2-gemm", on="builder", help="second feed-forward product as a 16-bit GEMM (TensorRT)", **_FLAG),
     _option("-il", "--interleaved", on="builder_varseqlen", help="interleaved INT8 layout (TensorRT)", **_FLAG),
-    _option("--megatron", on="builder_varseqlen", help="Megatron residual structure (with --pickle, --int8 and -il)", **_FLAG),
+    _option(
+        "--megatron", on="builder_varseqlen", help="Megatron residual structure (TensorRT; plugins want --int8 and -il)", **_FLAG
+    ),
     _option("-sp", "--sparse", on=BUILDERS, help="let TensorRT use 2:4 sparsity of the weights", **_FLAG),
     _option("-tcf", "--timing-cache-file", on=BUILDERS, metavar="FILE", help="TensorRT timing cache, read if present and written"),
     _option("--distributive_independence", on="builder", help="TensorRT builder flag of that name; one profile", **_FLAG),
@@ -234,7 +236,14 @@ OPTIONS = (
     _option(
         "-s", "--sequence-length", on=INFERENCES, type=whole(5), metavar="N", help="window length (default: the engine's longest)"
     ),
-    _option("--doc-stride", on=INFERENCES, type=whole(1), default=128, metavar="N", help="from window to window (default: 128)"),
+    _option(
+        "--doc-stride",
+        on=INFERENCES,
+        type=whole(1),
+        default=128,
+        metavar="N",
+        help="word pieces from the start of one window to the start of the next (default: 128)",
+    ),
     _option(
         "--max-query-length", on=INFERENCES, type=whole(1), default=64, metavar="N", help="question word pieces kept (default: 64)"
     ),
@@ -323,7 +332,11 @@ OPTIONS = (
     ),
     _option("--threads", on=INFERENCES + PERFS, type=whole(1), metavar="N", help="CPU threads (default: all cores)"),
     _option(
-        "--streams", on=INFERENCES + PERFS, type=whole(1), metavar="N", help="CPU inferences at the same time (default: chosen)"
+        "--streams",
+        on=INFERENCES + PERFS,
+        type=whole(1),
+        metavar="N",
+        help="inferences at the same time: OpenVINO's streams, TensorRT's execution contexts (default: chosen)",
     ),
     _option("--json", on=INFERENCES + PERFS, help="print the result as JSON", **_FLAG),
 )

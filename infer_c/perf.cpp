@@ -29,7 +29,7 @@ struct Result {
 
 constexpr char kUsage[] =
     "usage: perf -e ENGINE [-b N]... [-s N] [-i N] [-w N] [-r N] [-g] [--json FILE] [--csv FILE]\n"
-    "  -e, --engine FILE         engine built with --backend cuda\n"
+    "  -e, --engine FILE         engine of the cuda backend, or a TensorRT plan\n"
     "  -b, --batch_size N        sequences in a batch; may be repeated (default 1)\n"
     "  -s, --sequence_length N   tokens in a sequence (default 128)\n"
     "  -i, --iterations N        timed runs (default 200)\n"

@@ -19,8 +19,8 @@ HEAD = """# Options
 
 <!-- Written by scripts/make_docs.py; change helpers/options.py and run it again. -->
 
-Every script has `-h` (`--help`) and `--version`. Long options may be shortened while only one option fits (`--sp` for `--sparse`).
-An unknown option is an error; text with a word that begins with a hyphen must be quoted.
+Each of these seven commands has `-h` (`--help`) and `--version`. Long options may be shortened while only one option fits
+(`--sp` for `--sparse`). An unknown option is an error; text with a word that begins with a hyphen must be quoted.
 """
 FAMILIES = {
     "Building": "builder",
@@ -98,8 +98,8 @@ next.
 | --- | --- |
 {rows}
 
-`build/perf`, the C++ benchmark, keeps the old ones: 0, 1 for wrong options, 255 for everything else that fails. The scripts in
-`scripts/` say theirs with `-h`.
+`build/perf`, the C++ benchmark, keeps the old ones: 0, 1 for wrong options, 255 for everything else that fails. `build.sh`,
+`launch.sh`, `download_model.sh`, `download_squad.sh` and `inference_benchmark.sh` of `scripts/` say theirs with `-h`.
 """
 
 
