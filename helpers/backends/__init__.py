@@ -145,7 +145,7 @@ RUNNING = {
     "enable_graph": ("--enable-graph", ("tensorrt", "cuda")),
     "cpu_runtime": ("--cpu-runtime", ("cpu",)),
     "threads": ("--threads", ("cpu",)),
-    "streams": ("--streams", ("cpu",)),
+    "streams": ("--streams", ("tensorrt", "cpu")),
 }
 
 
