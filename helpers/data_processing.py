@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def read_squad(path: str | Path) -> list[Example]:
     return examples
 
 
+def check_whole(option: str, value: object, least: int) -> None:
+    """Raise UsageError unless a value is a whole number of at least `least`; the command line's have been checked before."""
+    if not isinstance(value, Integral):
+        raise UsageError(f"{option} {value!r} is no whole number; give {least} or more")
+    if int(value) < least:
+        raise UsageError(f"{option} {value} is too small; give {least} or more")
+
+
 @dataclass(frozen=True)
 class WindowOptions:
     """How passages are cut and answers chosen.
@@ -70,9 +79,9 @@ class WindowOptions:
     def __post_init__(self) -> None:
         least = {"sequence_length": 5, "doc_stride": 1, "max_query_length": 1, "max_answer_length": 1, "n_best_size": 1}
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} {getattr(self, name)} is too small; give {smallest} or more")
+            check_whole("--" + name.replace("_", "-"), getattr(self, name), smallest)
+        if not isinstance(self.null_threshold, Real) or self.null_threshold != self.null_threshold:
+            raise UsageError(f"--null-threshold {self.null_threshold!r} is no number; give one")
 
 
 @dataclass(frozen=True)

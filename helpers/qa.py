@@ -9,11 +9,13 @@ print(qa("What is TensorRT?", "TensorRT is a high performance ...").answer)
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -30,6 +32,7 @@ from helpers.data_processing import (
     Window,
     WindowLogits,
     WindowOptions,
+    check_whole,
     choose_answers,
     find_spans,
     make_windows,
@@ -37,7 +40,7 @@ from helpers.data_processing import (
 from helpers.engine_file import EngineInfo
 from helpers.engine_text import engine_info, engine_tokenizer
 from helpers.errors import EngineMismatch, UsageError
-from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one
+from helpers.questions import Contexts, Question, Questions, Stream, examples, is_one, one_example
 from helpers.tokenization import FullTokenizer, Tokens
 
 __all__ = ["Answer", "Example", "LoadOptions", "NBest", "QuestionAnswerer", "WindowLogits", "WindowOptions"]
@@ -109,6 +112,14 @@ class QuestionAnswerer:
         load: LoadOptions | None = None,
         info: EngineInfo | None = None,
     ) -> None:
+        for name, value, types, kind in (
+            ("engine", engine, str | os.PathLike, "the path of a file"),
+            ("vocab_file", vocab_file, str | os.PathLike | None, "the path of a file"),
+            ("window", window, WindowOptions | None, "WindowOptions"),
+            ("load", load, LoadOptions | None, "LoadOptions"),
+        ):
+            if not isinstance(value, types):
+                raise UsageError(f"{name} is {value!r:.60}; give {kind}")
         self.info = info or engine_info(engine)
         self.window = window or WindowOptions(sequence_length=self.info.max_length)
         longest, wanted = self.info.max_length, self.window.sequence_length
@@ -117,8 +128,8 @@ class QuestionAnswerer:
                 f"the engine {engine} takes at most {longest} word pieces, a window of {wanted} was asked for; "
                 f"give -s {longest} or less, or build with -s {wanted}"
             )
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"-b/--batch-size {batch_size} is too small; give 1 or more")
+        if batch_size is not None:
+            check_whole("-b/--batch-size", batch_size, 1)
         self.tokenizer = engine_tokenizer(engine, self.info, vocab_file, lower_case)
         self._begin(backends.load(engine, self.info, load or LoadOptions()), batch_size)
 
@@ -160,9 +171,9 @@ class QuestionAnswerer:
         Returns an Answer for one question, a list for a list, an iterator for any other iterable, in the order of the questions;
         in place of each Answer a list of them when top_k is above 1. Raises InputError for an empty text, UsageError otherwise.
         """
-        if not 1 <= top_k <= self.window.n_best_size:
+        if not isinstance(top_k, Integral) or not 1 <= top_k <= self.window.n_best_size:
             raise UsageError(
-                f"top_k is {top_k}, {self.window.n_best_size} candidates are kept; give 1 to that, or a larger n_best_size"
+                f"top_k is {top_k!r}, {self.window.n_best_size} candidates are kept; give 1 to that, or a larger n_best_size"
             )
         best = (found.answers for _, found in self.answer_all(examples(question, context)))
         results = (answers[0] if top_k == 1 else list(answers[:top_k]) for answers in best)
@@ -172,11 +183,11 @@ class QuestionAnswerer:
 
     def n_best(self, question: str, passage: str) -> NBest:
         """Return all kept answers to one question, best first, and the odds that there is none."""
-        return next(self.answer_all(examples(question, passage)))[1]
+        return next(self.answer_all([one_example(question, passage)]))[1]
 
     def windows(self, question: str, passage: str) -> list[WindowLogits]:
         """Return the logits behind the answers to one question, window by window; Answer.window is an index into them."""
-        (example,) = examples(question, passage)
+        example = one_example(question, passage)
         tokens, pieces = self.tokenizer.encode([example.question, example.passage])
         result = []
         for window in make_windows(tokens, pieces, self.tokenizer, self.window):

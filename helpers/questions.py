@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, TypeAlias
 
 from helpers.data_processing import Example
@@ -29,15 +29,26 @@ def examples(question: str | Question | Stream, context: Contexts) -> Iterator[E
     asked: Iterable[Any] = [question] if is_one(question) else question  # type: ignore[list-item, assignment]
     if isinstance(context, str) or context is None:
         pairs: Iterable[tuple[Any, str | None]] = ((each, context) for each in asked)
+    elif not isinstance(context, Collection) or isinstance(context, Mapping | Set | bytes):
+        raise UsageError(f"the context is of type {type(context).__name__}; give a text, or a list of as many texts as questions")
     else:
         pairs = _side_by_side(asked, context)
     for number, (each, passage) in enumerate(pairs, 1):
         example = _example(each, passage, number)
         for what, text in (("question", example.question), ("passage", example.passage)):
+            which = f"the {what}" if is_one(question) else f"the {what} of question {number}"
+            if not isinstance(text, str):
+                raise UsageError(f"{which} is of type {type(text).__name__}; give a text")
             if not text.strip():
-                which = f"the {what}" if is_one(question) else f"the {what} of question {number}"
                 raise InputError(f"{which} is empty; give it some text")
         yield example
+
+
+def one_example(question: str, passage: str) -> Example:
+    """Return a question with its passage; raise UsageError for several."""
+    if not is_one(question):
+        raise UsageError(f"the question is of type {type(question).__name__}; give one question, and call again for the next")
+    return next(examples(question, passage))
 
 
 def _side_by_side(asked: Iterable[Any], contexts: Sequence[str]) -> Iterable[tuple[Any, str | None]]:
@@ -50,7 +61,7 @@ def _side_by_side(asked: Iterable[Any], contexts: Sequence[str]) -> Iterable[tup
 
 def _example(asked: Any, context: str | None, number: int) -> Example:
     """Return one question as an Example."""
-    if isinstance(asked, str) and isinstance(context, str):
+    if isinstance(asked, str) and context is not None:
         return Example("", asked, context)
     if context is None and isinstance(asked, Example):
         return asked

@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,8 +156,36 @@ def test_questions_from_several_threads(qa) -> None:
         (([QUESTION, QUESTION], [PASSAGE]), UsageError, "2 questions came with 1 contexts"),
         ((5,), UsageError, "of type int"),
         (([5], PASSAGE), UsageError, "of type int beside a context"),
+        ((QUESTION, 5), UsageError, "the context is of type int; give a text, or a list of as many texts as questions"),
+        ((QUESTION, Path("passage.txt")), UsageError, "the context is of type PosixPath; give a text"),
+        (([QUESTION], (each for each in [PASSAGE])), UsageError, "the context is of type generator; give a text"),
+        (([QUESTION], {"a": PASSAGE}), UsageError, "the context is of type dict; give a text"),
+        (([QUESTION, QUESTION], [PASSAGE, 5]), UsageError, "the passage of question 2 is of type int; give a text"),
+        ((Example("1", 5, PASSAGE),), UsageError, "the question is of type int; give a text"),
     ],
 )
 def test_mistakes_are_explained(qa, arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         qa(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda qa: qa(QUESTION, PASSAGE, top_k="3"), "top_k is '3', 20 candidates are kept; give 1 to that"),
+        (lambda qa: qa(QUESTION, PASSAGE, top_k=None), "top_k is None, 20 candidates are kept; give 1 to that"),
+        (lambda qa: qa.n_best([], PASSAGE), "the question is of type list; give one question, and call again for the next"),
+        (lambda qa: qa.windows([QUESTION, QUESTION], PASSAGE), "the question is of type list; give one question"),
+        (lambda qa: WindowOptions(doc_stride="128"), "--doc-stride '128' is no whole number; give 1 or more"),
+        (lambda qa: WindowOptions(n_best_size=0), "--n-best-size 0 is too small; give 1 or more"),
+        (lambda qa: WindowOptions(null_threshold=float("nan")), "--null-threshold nan is no number; give one"),
+        (lambda qa: QuestionAnswerer(None), "engine is None; give the path of a file"),
+        (lambda qa: QuestionAnswerer("e", 5), "vocab_file is 5; give the path of a file"),
+        (lambda qa: QuestionAnswerer("e", window={"doc_stride": 5}), "window is {'doc_stride': 5}; give WindowOptions"),
+        (lambda qa: QuestionAnswerer("e", load={"threads": 5}), "load is {'threads': 5}; give LoadOptions"),
+        (lambda qa: QuestionAnswerer("e", info=qa.info, batch_size="4"), "-b/--batch-size '4' is no whole number; give 1 or more"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_explained(qa, call: Callable, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        call(qa)
