@@ -35,8 +35,8 @@ def main(command: str, args: argparse.Namespace) -> None:
         log("--null-threshold has no effect without --squad-v2")
     passage, question = _texts(args)
     examples = read_squad(args.squad_json) if args.squad_json else []
-    for path in filter(None, (args.output_prediction_file, args.n_best_file, args.na_prob_file)):
-        if args.squad_json:
+    for path in (args.output_prediction_file, args.n_best_file, args.na_prob_file):
+        if args.squad_json and path is not None:
             check_writable(path)
     qa = open_engine(args)
     if args.squad_json:

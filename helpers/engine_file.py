@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from helpers.config import BertConfig, Layout, Precision
 from helpers.errors import BertError, EngineMismatch, InputError
-from helpers.files import lack_of_room
+from helpers.files import is_stream, lack_of_room
 
 METADATA_KEY = "demobert_engine"
 FORMAT = 1
@@ -191,16 +193,18 @@ def _varint(file: Any) -> int | None:
 def check_writable(path: str | Path) -> Path:
     """Raise InputError when a file cannot be written at `path`; so that hours of work do not end that way.
 
-    Creates the directory. Returns the name that `written_whole` will use for the unfinished file.
+    Creates the directory. Returns the name that `written_whole` will use for the unfinished file: beside what a link leads to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise InputError(f"{path} is a directory; give the name of a file to write")
-        temporary.touch()
-        temporary.unlink()
+        target = Path(os.path.realpath(path))
+        temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        if not is_stream(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            temporary.unlink()
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for it") from error
     return temporary
@@ -210,18 +214,27 @@ def check_writable(path: str | Path) -> Path:
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it when it fails.
 
-    Creates the directory. Raises InputError where the place cannot be written, or has no room for what the block writes.
+    Creates the directory. A link stays, and what it leads to is replaced; a device or a pipe is given the content when it is whole.
+    Raises InputError where the place cannot be written, or has no room for what the block writes.
     """
     path = Path(path)
     temporary = check_writable(path)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except Exception as error:
-        if reason := lack_of_room(error):
-            raise InputError(f"{path} cannot be written ({reason}); make room there, or choose another place for it") from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        stream = is_stream(path)
+        if stream:
+            temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()), path.name)
+        else:
+            stack.callback(temporary.unlink, missing_ok=True)
+        try:
+            yield temporary
+            if stream:
+                with temporary.open("rb") as whole, path.open("wb") as to:
+                    shutil.copyfileobj(whole, to)
+                return
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, os.path.realpath(path))
+        except Exception as error:
+            if reason := lack_of_room(error):
+                raise InputError(f"{path} cannot be written ({reason}); make room there, or choose another place for it") from error
+            raise

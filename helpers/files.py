@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading the user's text and JSON files, with one sentence for everything that can be wrong with them; and where caches are."""
+"""Reading the user's text and JSON files, with one sentence for everything that can be wrong with them; what paths lead to."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from helpers.errors import InputError
 def cache_directory(name: str) -> Path:
     """Return where a backend keeps what is costly to find again: under XDG_CACHE_HOME, ~/.cache by default."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "demobert" / name
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether something is at a path that is neither a file nor a directory: a device, a pipe."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def lack_of_room(error: Exception) -> str | None:

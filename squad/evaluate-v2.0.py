@@ -132,11 +132,9 @@ def write(text: str, path: Path | None) -> None:
     """Print `text`, or write it to `path` in one step: a failure leaves an older file as it was."""
     if path is None:
         print(text, end="")
-    elif path.is_file() or path.is_dir() or not path.exists():
-        with written_whole(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    else:  # a pipe or /dev/stdout takes no renaming
-        path.write_text(text, encoding="utf-8")
+        return
+    with written_whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

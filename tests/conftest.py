@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -116,6 +117,16 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         build = importlib.import_module("helpers.build")
         build.main(command, parsed)
     return built
+
+
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a SQuAD file of the sample's first two articles."""
+    content = json.loads(SAMPLE.read_text())
+    content["data"] = content["data"][:2]
+    path = tmp_path_factory.mktemp("squad") / "few.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 def small_config(heads: int = 2, head_size: int = 16, layers: int = 2, **others: object) -> BertConfig:

@@ -98,6 +98,9 @@ def bad(tmp_path_factory):
         ("inference", "-e {engine} -sq {bad}/twice.json", 1, "twice.json has the question id '5' twice; give every question an id"),
         ("inference", "-e {engine} -sq {sample} -o /proc/nothing/p.json", 1, "/proc/nothing/p.json cannot be written"),
         ("inference", "-e {engine} -sq {sample} -o {bad}", 1, "is a directory; give the name of a file to write"),
+        ("inference", "-e {engine} -sq {sample} -o .", 1, ". is a directory; give the name of a file to write"),
+        ("inference", "-e {engine} -sq {sample} -o {nothing}", 1, ". is a directory; give the name of a file to write"),
+        ("inference", "-e {engine} -sq {sample} --n-best-file /", 1, "/ is a directory; give the name of a file to write"),
         # vocabularies
         ("inference", "-e {engine} -v {bad}/none.txt {ask}", 1, "the vocabulary {bad}/none.txt cannot be read"),
         ("inference", "-e {engine} -v {bad}/words.txt {ask}", 1, "is no BERT vocabulary: it lacks [CLS], [SEP], [UNK]"),
@@ -133,6 +136,7 @@ def bad(tmp_path_factory):
         ),
         ("builder", "-x {onnx} -c {model} -o {out} -v {bad}/words.txt", 1, "is no BERT vocabulary"),
         ("builder", "-x {onnx} -c {model} -o {bad}", 1, "is a directory; give the name of a file"),
+        ("builder", "-x {onnx} -c {model} -o {nothing}", 1, ". is a directory; give the name of a file"),
         ("builder", "-x {onnx} -c {model} -o /proc/nothing/e", 1, "/proc/nothing/e cannot be written"),
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
         (
@@ -161,6 +165,7 @@ def test_mistakes(script, engines, bad, tmp_path, command: str, line: str, statu
         "long_name": "a" * 300,
         "engine": engines["fp32"],
         "model": MODEL,
+        "nothing": "",
         "onnx": ONNX,
         "out": tmp_path / "out.engine",
         "sample": ROOT / "squad" / "dev-sample-1000.json",

@@ -218,9 +218,18 @@ def test_v20_best_threshold_in_an_output_file(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.json", "out.json", "predictions.json", "probs.json"]
 
 
-def test_v20_unwritable_output(run: Run) -> None:
-    result = run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "data.json/out.json")
-    assert_one_sentence(result, 1, "data.json/out.json", "cannot be written")
+@pytest.mark.parametrize("place", ["data.json/out.json", ".", "/"])
+def test_v20_unwritable_output(run: Run, place: str) -> None:
+    result = run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", place)
+    assert_one_sentence(result, 1, f"error: {place} ", "file" if place[0] in "./" else "cannot be written")
+
+
+def test_v20_output_through_a_link(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    assert run("evaluate-v2.0.py", V20, PREDICTIONS, "-o", "link.json").returncode == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["total"] == 4
 
 
 def test_v20_output_makes_its_directory(run: Run, tmp_path: Path) -> None:

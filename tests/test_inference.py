@@ -13,23 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, SAMPLE, shell
+from conftest import ANSWER, MODEL, PASSAGE, QUESTION, ROOT, shell
 from helpers import QuestionAnswerer, answer, engine_text
 from helpers.data_processing import Example, WindowOptions, read_squad
 from helpers.engine_file import read_info
 from helpers.errors import EngineMismatch
 from helpers.squad_metrics import evaluate_v11
 from helpers.tokenization import FullTokenizer
-
-
-@pytest.fixture(scope="module")
-def few(tmp_path_factory):
-    """Return a SQuAD file of the sample's first two articles."""
-    content = json.loads(SAMPLE.read_text())
-    content["data"] = content["data"][:2]
-    path = tmp_path_factory.mktemp("squad") / "few.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 @pytest.mark.parametrize("engine", ["fp32", "fp16", "int8", "packed"])
