@@ -14,7 +14,7 @@ from typing import Any
 from helpers import __version__, backends, verify
 from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
-from helpers.engine_file import EngineInfo, check_writable
+from helpers.engine_file import EngineInfo, check_writable, drop_stale_sidecar, sidecar
 from helpers.engine_text import check_vocabulary
 from helpers.errors import UsageError
 from helpers.tokenization import FullTokenizer
@@ -83,6 +83,8 @@ def main(command: str, args: argparse.Namespace) -> None:
     )
     log(f"building: {info.describe()}")
     backends.module(backend).build(config, weights, options, info)
+    if drop_stale_sidecar(options.output):
+        log(f"removed {sidecar(options.output)}, which described an older TensorRT engine of this name")
     size = options.output.stat().st_size / 2**20
     log(f"saved {options.output} ({size:.1f} MiB) after {time.perf_counter() - began:.1f} s; done")
     if questions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from helpers.config import BertConfig, Layout, Precision
 from helpers.errors import BertError, EngineMismatch, InputError
@@ -25,6 +26,16 @@ from helpers.files import is_stream, lack_of_room
 
 METADATA_KEY = "demobert_engine"
 FORMAT = 1
+PLANS = (b"ftrt", b"ptrt")  # the magic words of TensorRT 8-11 plans
+KINDS: dict[str, type | tuple[type, ...]] = {  # of the metadata that is more than shown
+    "backend": str,
+    "precision": str,
+    "vocab": (str, type(None)),
+    "lower_case": bool,
+    "versions": dict,
+    "gpu": (str, type(None)),
+    "details": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,17 @@ class EngineInfo:
             config = BertConfig.from_dict(values.pop("config"))
             for name in ("batch_sizes", "sequence_lengths"):
                 values[name] = tuple(values[name])
-            return cls(config=config, **values)
+                if not values[name] or not all(type(size) is int and size > 0 for size in values[name]):
+                    raise ValueError(f"{name} {list(values[name])}")
+            info = cls(config=config, **values)
+            for name, kinds in KINDS.items():
+                if not isinstance(getattr(info, name), kinds):
+                    raise TypeError(f"{name} {getattr(info, name)!r:.60}")
+            return info
         except BertError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise EngineMismatch(f"the metadata of {path} cannot be read ({error!r}); build the engine again") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _damaged(path, error) from error
 
     def describe(self) -> str:
         """Return one line for the user."""
@@ -90,48 +107,79 @@ def text_digest(text: str) -> str:
 
 
 def read_info(path: str | Path) -> EngineInfo:
-    """Return the metadata of an engine file of any backend.
+    """Return the metadata of an engine file of any backend: what stands in the file, else in the sidecar of a TensorRT plan.
 
     Raises InputError when there is no such file, EngineMismatch when it is no engine of ours. A plan without metadata
     (made by trtexec or the old demo) is not an error of this function's: see `is_bare_plan`.
     """
     path = Path(path)
-    if path.is_dir() or not path.exists():
-        what = "is a directory" if path.is_dir() else "does not exist"
-        raise InputError(f"the engine {path} {what}; build one with builder.py -o {path}, or correct -e/--engine")
-    sidecar = Path(f"{path}.json")
-    if sidecar.is_file():
-        return EngineInfo.from_json(_read_text(sidecar), sidecar)
     try:
-        with path.open("rb") as file:
-            text = _safetensors_metadata(file) or _onnx_metadata(file)
+        if path.is_dir() or not path.exists():
+            what = "is a directory" if path.is_dir() else "does not exist"
+            raise InputError(f"the engine {path} {what}; build one with builder.py -o {path}, or correct -e/--engine")
+        size, text = path.stat().st_size, _own_metadata(path)
+        beside = sidecar(path)
+        if text is None and beside.is_file():
+            path = beside
+            text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"the engine {path} cannot be read ({error.strerror}); check its permissions") from error
+        raise InputError(f"the engine {path} cannot be read ({error.strerror}); correct -e/--engine, or its permissions") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from error
     if text is None:
         raise EngineMismatch(
-            f"{path} is no engine of builder.py or builder_varseqlen.py ({path.stat().st_size} bytes without engine metadata); "
+            f"{path} is no engine of builder.py or builder_varseqlen.py ({size} bytes without engine metadata); "
             "build it again from its checkpoint"
         )
     return EngineInfo.from_json(text, path)
 
 
+def is_plan(path: str | Path) -> bool:
+    """Return whether a file is a TensorRT plan; one that cannot be read is left to `read_info`."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            return file.read(4) in PLANS
+    except OSError:
+        return False
+
+
 def is_bare_plan(path: str | Path) -> bool:
     """Return whether a file is a TensorRT plan without our metadata beside it."""
-    path = Path(path)
-    if not path.is_file() or Path(f"{path}.json").exists():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) in (b"ftrt", b"ptrt")  # the magic words of TensorRT 8-11 plans
+    return is_plan(path) and not os.path.exists(sidecar(path))
 
 
-def _read_text(path: Path) -> str:
+def sidecar(path: str | Path) -> Path:
+    """Return where the metadata of a TensorRT plan lies."""
+    return Path(f"{path}.json")
+
+
+def drop_stale_sidecar(path: Path) -> bool:
+    """Remove the metadata of an older TensorRT plan beside an engine that has its own inside; return whether there was one."""
+    beside = sidecar(path)
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); build the engine again") from error
+        if _own_metadata(path) is None or EngineInfo.from_json(beside.read_text(encoding="utf-8"), beside).backend != "tensorrt":
+            return False
+        beside.unlink()
+    except (OSError, UnicodeDecodeError, BertError):  # none, somebody else's, or one that has to stay
+        return False
+    return True
 
 
-def _safetensors_metadata(file: Any) -> str | None:
+def _damaged(path: Path, error: Exception) -> EngineMismatch:
+    return EngineMismatch(f"the metadata of {path} cannot be read ({error!r}); build the engine again")
+
+
+def _own_metadata(path: Path) -> str | None:
+    """Return our entry of a cpu or cuda engine; None where a file has none."""
+    if is_stream(path) or is_plan(path):
+        return None
+    with path.open("rb") as file:
+        return _safetensors_metadata(file) or _onnx_metadata(file)
+
+
+def _safetensors_metadata(file: BinaryIO) -> str | None:
     """Return our entry of a safetensors header: 8 bytes length, little-endian, then JSON."""
     file.seek(0)
     head = file.read(9)
@@ -143,15 +191,17 @@ def _safetensors_metadata(file: Any) -> str | None:
     try:
         header = json.loads(b"{" + file.read(length - 1))
         return header.get("__metadata__", {}).get(METADATA_KEY)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
-def _onnx_metadata(file: Any) -> str | None:
+def _onnx_metadata(file: BinaryIO) -> str | None:
     """Return our entry of an ONNX file's metadata_props without reading its weights.
 
     Walks the top-level fields of the protobuf message (onnx.proto: graph = 7, metadata_props = 14) and seeks over all others.
     """
+    prefix = b"\x0a" + bytes([len(METADATA_KEY)]) + METADATA_KEY.encode() + b"\x12"
+    size = os.fstat(file.fileno()).st_size
     file.seek(0)
     while (tag := _varint(file)) is not None:
         number, kind = tag >> 3, tag & 7
@@ -160,24 +210,20 @@ def _onnx_metadata(file: Any) -> str | None:
                 return None
         elif kind == 2:
             length = _varint(file)
-            if length is None:
+            if length is None or length > size:
                 return None
             if number != 14:
                 file.seek(length, os.SEEK_CUR)
                 continue
-            entry = file.read(length)
-            prefix = b"\x0a" + bytes([len(METADATA_KEY)]) + METADATA_KEY.encode() + b"\x12"
-            if entry.startswith(prefix):
-                value = entry[len(prefix) :]
-                while value[0] & 0x80:  # the varint length of the value
-                    value = value[1:]
-                return value[1:].decode()
+            entry = io.BytesIO(file.read(length))
+            if entry.read(len(prefix)) == prefix:
+                return None if _varint(entry) is None else entry.read().decode()  # the length of the value, then the value
         else:
             return None
     return None
 
 
-def _varint(file: Any) -> int | None:
+def _varint(file: BinaryIO) -> int | None:
     """Return the next protobuf base-128 number of a file; None at its end or where there is none."""
     value = 0
     for shift in range(0, 70, 7):

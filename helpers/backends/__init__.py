@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from helpers.errors import BertError, MissingDependency, UsageError
+from helpers.errors import BertError, EngineMismatch, MissingDependency, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,10 @@ RUNNING = {
 
 def load(path: str | Path, info: EngineInfo, options: LoadOptions) -> Session:
     """Open an engine with the backend it was built for."""
+    if info.backend not in BACKENDS:
+        raise EngineMismatch(
+            f"{path} is an engine for the backend {info.backend!r}, this version has {', '.join(BACKENDS)}; build the engine again"
+        )
     backend = module(info.backend)
     backend.check()
     for name, (flag, backends) in RUNNING.items():
