@@ -14,10 +14,10 @@ from typing import Any
 from helpers.backends import LoadOptions
 from helpers.cli import log, progress_bar
 from helpers.data_processing import Example, NBest, WindowOptions, read_squad
-from helpers.engine_file import check_writable, written_whole
+from helpers.engine_file import check_writable, is_plan, sidecar, written_whole
 from helpers.engine_text import engine_info
 from helpers.errors import InputError, UsageError
-from helpers.files import read_text
+from helpers.files import check_apart, read_text
 from helpers.qa import QuestionAnswerer, Statistics
 
 RULE = "-" * 24
@@ -35,9 +35,8 @@ def main(command: str, args: argparse.Namespace) -> None:
         log("--null-threshold has no effect without --squad-v2")
     passage, question = _texts(args)
     examples = read_squad(args.squad_json) if args.squad_json else []
-    for path in (args.output_prediction_file, args.n_best_file, args.na_prob_file):
-        if args.squad_json and path is not None:
-            check_writable(path)
+    if args.squad_json:
+        _check_outputs(args)
     qa = open_engine(args)
     if args.squad_json:
         answer_squad(qa, examples, args)
@@ -49,6 +48,24 @@ def main(command: str, args: argparse.Namespace) -> None:
         converse(qa, passage, args.json)
     else:
         answer_one(qa, passage, question, args.json, whole_block=True)
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raise InputError where a result cannot be written, UsageError where it would overwrite what it is made from."""
+    inputs = [("-e/--engine", args.engine), ("-sq/--squad-json", args.squad_json)]
+    if is_plan(args.engine):
+        inputs.append(("the engine's metadata", str(sidecar(args.engine))))
+    if args.vocab_file:
+        inputs.append(("-v/--vocab-file", args.vocab_file))
+    outputs = {
+        "-o/--output-prediction-file": args.output_prediction_file,
+        "--n-best-file": args.n_best_file,
+        "--na-prob-file": args.na_prob_file,
+    }
+    check_apart(inputs, outputs.items())
+    for path in outputs.values():
+        if path is not None:
+            check_writable(path)
 
 
 def _texts(args: argparse.Namespace) -> tuple[str | None, str | None]:

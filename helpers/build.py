@@ -17,6 +17,7 @@ from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable, drop_stale_sidecar, sidecar
 from helpers.engine_text import check_vocabulary
 from helpers.errors import UsageError
+from helpers.files import check_apart
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
@@ -36,6 +37,12 @@ SOURCES = {
     "hf": "--hf",
     "random_weights": "--random-weights",
 }
+# What the readers open of a model's directory and of a TensorFlow checkpoint.
+MODEL_FILES = (
+    *("bert_config.json", "config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("model.safetensors", "pytorch_model.bin"),
+)
+CHECKPOINT_ENDS = (".index", ".data-00000-of-00001")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -53,6 +60,14 @@ def main(command: str, args: argparse.Namespace) -> None:
     log(f"model configuration: {directory}")
     backend = backends.choose(args.backend)
     log(f"backend: {backend}")
+    written = [
+        ("-o/--output", args.output),
+        ("-p/--calib-path", args.calib_path),
+        ("-tcf/--timing-cache-file", args.timing_cache_file),
+    ]
+    if backend == "tensorrt":
+        written.append(("the engine's metadata", sidecar(options.output)))
+    check_apart(files_read(args), written)
     backends.check_options(backend, options, log)
     weights = read_weights(config, args)
     log(f"weights: {len(weights.tensors)} tensors, {len(weights.ranges)} ranges from {weights.source}")
@@ -89,6 +104,16 @@ def main(command: str, args: argparse.Namespace) -> None:
     log(f"saved {options.output} ({size:.1f} MiB) after {time.perf_counter() - began:.1f} s; done")
     if questions:
         verify.verify(options.output, config, weights, questions, verify.LIMIT if args.verify_limit is None else args.verify_limit)
+
+
+def files_read(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Return the files that the command line gives, each with its option: named, or part of a checkpoint or a directory."""
+    given = vars(args)
+    options = {**SOURCES, "vocab_file": "-v/--vocab-file", "squad_json": "-j/--squad-json"}
+    named = [(flag, Path(given[name])) for name, flag in options.items() if name != "random_weights" and given.get(name)]
+    named += [("-m/--ckpt", Path(f"{args.ckpt}{end}")) for end in CHECKPOINT_ENDS if args.ckpt]
+    directories = [("-c/--config-dir", args.config_dir), ("--hf", args.hf)]
+    return named + [(flag, Path(directory, name)) for flag, directory in directories if directory for name in MODEL_FILES]
 
 
 def build_options(args: argparse.Namespace, layout: Layout) -> BuildOptions:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.errors import InputError
+from helpers.errors import InputError, UsageError
 
 
 def cache_directory(name: str) -> Path:
@@ -20,6 +21,20 @@ def cache_directory(name: str) -> Path:
 def is_stream(path: Path) -> bool:
     """Return whether something is at a path that is neither a file nor a directory: a device, a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def check_apart(inputs: Iterable[tuple[str, str | Path]], outputs: Iterable[tuple[str, str | Path | None]]) -> None:
+    """Raise UsageError where an output would overwrite an input or another output; each comes with the option that names it.
+
+    Devices and pipes may serve several.
+    """
+    used = {os.path.realpath(path): option for option, path in inputs}
+    for option, path in outputs:
+        if path is None or is_stream(Path(path)):
+            continue
+        other = used.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise UsageError(f"{option} names {path}, which {other} uses too; give each a file of its own")
 
 
 def lack_of_room(error: Exception) -> str | None:

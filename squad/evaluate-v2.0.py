@@ -18,7 +18,7 @@ from helpers import squad_metrics as metrics
 from helpers.cli import log, status_of
 from helpers.engine_file import written_whole
 from helpers.errors import InputError, MissingDependency
-from helpers.files import read_json
+from helpers.files import check_apart, read_json
 
 EPILOG = """result (JSON, indented): exact, f1, total; the same as HasAns_* and NoAns_* where there are such questions; with
 --na-prob-file also best_exact, best_exact_thresh, best_f1 and best_f1_thresh: the best totals that any threshold gives, and
@@ -70,6 +70,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
+    inputs = [("DATASET", args.dataset), ("PREDICTIONS", args.predictions), ("-n/--na-prob-file", args.na_prob_file)]
+    check_apart([(option, path) for option, path in inputs if path], [("-o/--out-file", args.out_file)])
     plt = import_pyplot() if args.out_image_dir else None
     dataset, predictions = read_json(args.dataset, "dataset"), read_json(args.predictions, "prediction file")
     na_probs = read_json(args.na_prob_file, "no-answer file") if args.na_prob_file else None

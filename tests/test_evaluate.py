@@ -224,6 +224,13 @@ def test_v20_unwritable_output(run: Run, place: str) -> None:
     assert_one_sentence(result, 1, f"error: {place} ", "file" if place[0] in "./" else "cannot be written")
 
 
+@pytest.mark.parametrize("name", ["data.json", "./predictions.json", "probs.json"])
+def test_v20_output_over_an_input(run: Run, tmp_path: Path, name: str) -> None:
+    result = run("evaluate-v2.0.py", V20, PREDICTIONS, "-n", "probs.json", "-o", name, probs=PROBABILITIES)
+    assert_one_sentence(result, 2, f"error: -o/--out-file names {Path(name)}, which ", " uses too; give each a file of its own")
+    assert "exact" not in json.loads((tmp_path / name).read_text())
+
+
 def test_v20_output_through_a_link(run: Run, tmp_path: Path) -> None:
     (tmp_path / "real.json").write_text("old")
     (tmp_path / "link.json").symlink_to("real.json")

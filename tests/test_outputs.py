@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import MODEL, ONNX
+from conftest import MODEL, ONNX, SAMPLE
 from helpers.engine_file import read_info
 
 
@@ -37,3 +37,39 @@ def test_an_engine_goes_into_a_pipe(script, tmp_path, backend: str) -> None:
     assert pipe.is_fifo()
     assert read_info(tmp_path / "e.engine").backend == backend
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.engine", "pipe"]
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("inference -e e -sq s.json -o s.json", "-sq/--squad-json"),
+        ("inference -e e -sq s.json -o e", "-e/--engine"),
+        ("inference -e e -sq s.json --n-best-file ./e", "-e/--engine"),
+        ("inference -e e -sq s.json -v vocab.txt --na-prob-file link.txt", "-v/--vocab-file"),
+        ("inference -e e -sq s.json -o p.json --n-best-file p.json", "-o/--output-prediction-file"),
+        ("inference -e plan -sq s.json -o plan.json", "the engine's metadata"),
+        ("builder -x m.onnx -c model -o m.onnx", "-x/--onnx"),
+        ("builder -x m.onnx -c model -o ../{here}/m.onnx", "-x/--onnx"),
+        ("builder -x m.onnx -c model -o model/vocab.txt", "-c/--config-dir"),
+        ("builder -x m.onnx -c model -o vocab.txt -v link.txt", "-v/--vocab-file"),
+        ("builder -pt m.onnx -c model -o s.json -j s.json", "-j/--squad-json"),
+        ("builder -m ckpt -c model -o ckpt.index", "-m/--ckpt"),
+        ("builder -x m.onnx -c model -o new -p new", "-o/--output"),
+        ("builder -x m.onnx -c model -o new -tcf m.onnx", "-x/--onnx"),
+        ("builder --hf model -o model/model.safetensors", "--hf"),
+    ],
+)
+def test_what_is_read_is_not_overwritten(script, engines, tmp_path, monkeypatch, line: str, other: str) -> None:
+    (tmp_path / "model").symlink_to(MODEL)
+    (tmp_path / "e").symlink_to(engines["fp32"])
+    (tmp_path / "s.json").symlink_to(SAMPLE)
+    (tmp_path / "link.txt").symlink_to("vocab.txt")
+    for name, content in {"m.onnx": b"m", "vocab.txt": b"v", "ckpt.index": b"c", "plan": b"ftrt"}.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    command, *words = line.format(here=tmp_path.name).split()
+    ended = script(command, *words, *(["--backend", "cpu"] if command == "builder" else []))
+    assert (ended.status, ended.out) == (2, "")
+    assert f", which {other} uses too; give each a file of its own" in ended.sentence
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
