@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -16,11 +17,11 @@ from helpers.cli import log, progress_bar
 from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable, drop_stale_sidecar, sidecar
 from helpers.engine_text import check_vocabulary
-from helpers.errors import UsageError
+from helpers.errors import BertError, UsageError
 from helpers.files import check_apart
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
-from helpers.weights.names import activation_ranges
+from helpers.weights.names import activation_ranges, expected_shapes
 
 CALIBRATION = {
     "calibrate": "--calibrate",
@@ -48,7 +49,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main(command: str, args: argparse.Namespace) -> None:
     """Build the engine that the command line describes."""
-    began = time.perf_counter()
     layout: Layout = "packed" if command == "builder_varseqlen" else "padded"
     options = build_options(args, layout)
     directory = args.config_dir or args.hf
@@ -69,6 +69,18 @@ def main(command: str, args: argparse.Namespace) -> None:
         written.append(("the engine's metadata", sidecar(options.output)))
     check_apart(files_read(args), written)
     backends.check_options(backend, options, log)
+    try:
+        _build(backend, config, options, args)
+    except MemoryError as error:
+        count = sum(math.prod(shape) for shape in expected_shapes(config).values())
+        raise BertError(
+            f"out of memory: the model's {count:,} parameters take {count * 4 / 2**30:.1f} GiB in FP32, building several times "
+            "that; free some memory, or build on a larger machine"
+        ) from error
+
+
+def _build(backend: str, config: BertConfig, options: BuildOptions, args: argparse.Namespace) -> None:
+    began = time.perf_counter()
     weights = read_weights(config, args)
     log(f"weights: {len(weights.tensors)} tensors, {len(weights.ranges)} ranges from {weights.source}")
     tokenizer = read_tokenizer(config, args)
@@ -83,7 +95,7 @@ def main(command: str, args: argparse.Namespace) -> None:
         say_unused(args, "without --int8 or --fp8")
     info = EngineInfo(
         backend=backend,
-        layout=layout,
+        layout=options.layout,
         precision=options.precision,
         batch_sizes=options.batch_sizes,
         sequence_lengths=options.sequence_lengths,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from helpers.errors import BertError
-from helpers.files import lack_of_room
+from helpers.files import lack_of_memory, lack_of_room
 from helpers.options import parser
 
 INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
@@ -60,14 +60,14 @@ def status_of(work: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader of our output has left
         _discard_output()
         return 0
-    except OSError as error:
-        if not (reason := lack_of_room(error)):
+    except Exception as error:
+        if lack_of_memory(error):
+            log("error: out of memory; give a smaller -b/--batch-size or a shorter -s/--sequence-length")
+            return BertError.status
+        if not isinstance(error, OSError) or not (reason := lack_of_room(error)):
             raise
         _discard_output()
         log(f"error: the output cannot be written ({reason}); make room for it, or send it elsewhere")
-        return BertError.status
-    except MemoryError:
-        log("error: out of memory; give a smaller -b/--batch-size or a shorter -s/--sequence-length")
         return BertError.status
 
 

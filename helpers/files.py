@@ -54,6 +54,12 @@ def is_file(path: str | Path, what: str) -> bool:
         raise InputError(f"the {what} {path} cannot be read ({error.strerror}); correct the path") from error
 
 
+def lack_of_memory(error: Exception) -> bool:
+    """Return whether an error means that memory ran out; told by the text too, as every library raises a type of its own for it."""
+    signs = ("bad_alloc", "bad allocation", "out of memory", "Failed to allocate", os.strerror(errno.ENOMEM))
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 def read_text(path: str | Path, what: str) -> str:
     """Return a UTF-8 file (a byte order mark is dropped); `what` names it in the message of the InputError."""
     try:

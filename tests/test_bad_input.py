@@ -253,6 +253,33 @@ def test_a_vocabulary_larger_than_the_model(script, tmp_path) -> None:
     assert ended.status == 1
 
 
+def test_a_model_that_is_larger_than_the_memory(script, tmp_path) -> None:
+    values = json.loads((MODEL / "bert_config.json").read_text()) | {"vocab_size": 2**40}
+    (tmp_path / "bert_config.json").write_text(json.dumps(values))
+    ended = script("builder", "--random-weights", 1, "-c", tmp_path, "-o", tmp_path / "e", "--backend", "cpu")
+    assert "out of memory: the model's 422,212," in ended.sentence
+    assert (ended.status, "free some memory" in ended.sentence, "-b" in ended.sentence) == (1, True, False)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_batch_that_is_larger_than_the_memory(engines, runtime: str) -> None:
+    words = ["-e", str(engines["fp32"]), "-b", "20000", "-s", "384", "-i", "1", "-w", "0", "--cpu-runtime", runtime]
+    perf = shlex.join([sys.executable, "perf.py", *words])
+    done = subprocess.run(["bash", "-c", f"ulimit -v 8000000; {perf}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("error: out of memory; give a smaller -b/--batch-size")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+
+
+@pytest.mark.parametrize(("module", "name"), [("openvino", "Core"), ("onnxruntime", "InferenceSession")])
+def test_an_engine_that_is_larger_than_the_memory(script, engines, monkeypatch, module: str, name: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(f"{module}.{name}", fail)
+    ended = script("perf", "-e", engines["fp32"], "--cpu-runtime", module)
+    assert (ended.status, "(86 MiB) does not fit; free some memory" in ended.sentence) == (1, True), ended.err
+
+
 def test_an_engine_without_vocabulary_asks_for_one(script, tmp_path) -> None:
     (tmp_path / "bert_config.json").write_text((MODEL / "bert_config.json").read_text())
     engine = tmp_path / "e"

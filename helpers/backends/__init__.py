@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from helpers.errors import BertError, EngineMismatch, MissingDependency, UsageError
+from helpers.files import lack_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,5 +165,13 @@ def load(path: str | Path, info: EngineInfo, options: LoadOptions) -> Session:
         return backend.load(Path(path), info, options)
     except BertError:
         raise
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        if lack_of_memory(error):
+            size = Path(path).stat().st_size / 2**20
+            raise BertError(
+                f"out of memory: the {info.backend} engine {path} ({size:.0f} MiB) does not fit; free some memory, "
+                "or use a larger machine"
+            ) from error
+        if not isinstance(error, RuntimeError | ValueError | OSError):
+            raise
         raise BertError(f"the {info.backend} engine {path} could not be loaded ({error}); build it again") from error

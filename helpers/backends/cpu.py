@@ -16,7 +16,7 @@ from helpers.batching import Batch
 from helpers.config import BertConfig, BuildOptions
 from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
 from helpers.errors import EngineMismatch, MissingDependency, UsageError
-from helpers.files import cache_directory
+from helpers.files import cache_directory, lack_of_memory
 from helpers.weights import Weights
 
 INSTALL = "pip install openvino (or onnxruntime)"
@@ -59,6 +59,8 @@ def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
     try:
         return OpenVinoSession(path, info, options) if wanted == "openvino" else OnnxRuntimeSession(path, info, options)
     except Exception as error:  # each runtime raises types of its own for a damaged file
+        if lack_of_memory(error):
+            raise
         first = str(error).strip().splitlines()
         raise EngineMismatch(
             f"{wanted} cannot load the engine {path} ({first[-1] if first else error!r}); build it again"
