@@ -14,9 +14,10 @@ from helpers.backends import LoadOptions, cpu
 from helpers.batching import random_batch
 from helpers.config import BertConfig, BuildOptions
 from helpers.engine_file import EngineInfo, read_info
-from helpers.errors import EngineMismatch
+from helpers.errors import EngineMismatch, UsageError
 from helpers.reference import Reference
 from helpers.weights import Weights
+from helpers.weights.names import expected_shapes
 
 RUNTIMES = ("openvino", "onnxruntime")
 LENGTHS = [1, 17, 33, 64]
@@ -122,6 +123,17 @@ def test_a_damaged_engine_is_refused(engines, tmp_path) -> None:
     for runtime in RUNTIMES:
         with pytest.raises(EngineMismatch, match="cannot load the engine .*cut.engine.*; build it again"):
             cpu.load(cut, info, LoadOptions(cpu_runtime=runtime))
+
+
+@pytest.mark.parametrize(("layers", "remedy"), [(60, "build with --backend cuda or --int8"), (700, "build with --backend cuda$")])
+def test_an_engine_above_the_limit_of_its_format_is_refused(tmp_path, layers: int, remedy: str) -> None:
+    """Weights of 2.8 and 33 GiB that take none: views of one number."""
+    config = small_config(16, 64, layers)
+    one = np.ones(1, np.float32)
+    tensors = {name: np.broadcast_to(one, shape) for name, shape in expected_shapes(config).items()}
+    with pytest.raises(UsageError, match=f"the cpu engine would have .* GiB, and ONNX files end at 2 GiB; {remedy}"):
+        build(tmp_path / "e", config, Weights(tensors))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_options_of_other_backends_are_said_to_have_no_effect(script, tmp_path) -> None:

@@ -43,11 +43,28 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
 
     if options.fp8:
         raise UsageError("the cpu backend has no FP8 arithmetic; give --int8, or build for a GPU with --backend cuda")
+    check_size(weights, options.int8, len(info.to_json()))
     builder = GraphBuilder(config, weights, options.int8, options.force_int8_multihead, options.force_int8_skipln)
     model = builder.model()
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     with written_whole(options.output) as temporary:
         onnx.save_model(model, str(temporary))
+
+
+def check_size(weights: Weights, int8: bool, metadata: int) -> None:
+    """Raise UsageError for what no ONNX file can hold, before it is put together."""
+    if _file_size(weights, int8) + metadata < 2**31:
+        return
+    remedies = "--backend cuda" + (" or --int8" if _file_size(weights, True) + metadata < 2**31 else "")
+    raise UsageError(
+        f"the cpu engine would have {_file_size(weights, int8) / 2**30:.2f} GiB, and ONNX files end at 2 GiB; build with {remedies}"
+    )
+
+
+def _file_size(weights: Weights, int8: bool) -> int:
+    """Return the bytes of an engine's weights, with room for the graph around them."""
+    sizes = (array.nbytes // (4 if int8 and name.endswith("_kernel") else 1) for name, array in weights.tensors.items())
+    return sum(sizes) + 2**22
 
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
