@@ -45,6 +45,7 @@ def status_of(work: Callable[[], int | None]) -> int:
 
     work: may return a status of its own, where doing everything asked does not mean 0.
     """
+    _open_streams()
     _unbreakable_output()
     signal.signal(signal.SIGTERM, _end)  # so that `finally` blocks remove what is half-written
     try:
@@ -78,6 +79,16 @@ def _discard_output() -> None:
 
 def _end(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+def _open_streams() -> None:
+    """Give a stream that the caller has closed (`<&-`, `>&-`) nothing to read and nowhere to write, as /dev/null would.
+
+    In this order: what is opened first takes the lowest free descriptor, which is the closed one's own.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _unbreakable_output() -> None:

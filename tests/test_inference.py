@@ -6,6 +6,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -226,6 +229,27 @@ def test_printing_text_that_the_terminal_cannot_show(engines) -> None:
     ended = shell("inference.py", "-e", engines["fp32"], "-p", "naïve 😀 text", "-q", "what?", PYTHONIOENCODING="ascii")
     assert ended.status == 0, ended.err
     assert "na\\xefve" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "answers"),
+    [
+        ("-p {passage}", "<&-", 0),
+        ("-p {passage}", ">&-", 0),
+        ("-p {passage}", "2>&-", 1),
+        ("-sq {few} -o {out}", "<&- >&- 2>&-", 0),
+        ("-h", ">&-", 0),
+    ],
+)
+def test_streams_that_the_caller_has_closed(engines, few, tmp_path, words: str, closed: str, answers: int) -> None:
+    """As if they led to /dev/null; what is said on one of them never goes to another."""
+    out = tmp_path / "p.json"
+    filled = words.format(passage=shlex.quote(PASSAGE), few=few, out=out)
+    line = f"{sys.executable} inference.py -e {engines['int8']} {filled} {closed}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, input=f"{QUESTION}\n", timeout=60)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert (done.stdout.count("Answer: "), "Question (to leave" in done.stdout) == (answers, False)
+    assert out.exists() == ("-sq" in words)
 
 
 def test_scripts_start_from_any_directory(engines, tmp_path) -> None:
