@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ $# -gt 0 ]; then
-    sed -n '3,4s/^# //p' "$0"
+    sed -n '3,4s/^# //p' scripts/quickstart.sh
     case $1 in -h | --help) exit 0 ;; *) echo "error: quickstart.sh takes no arguments, got $1" >&2; exit 2 ;; esac
 fi
 

@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+case ${1:-} in -h | --help) sed -n '3,4s/^# //p' scripts/test.sh; exit 0 ;; esac
+
 . scripts/environment.sh
 install dev
 if command -v nvcc >/dev/null; then # then infer_c is compiled and tested as far as that goes without a GPU

@@ -11,6 +11,7 @@
 # the small shapes of all kernels.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in -h | --help) sed -n '3,11s/^# \{0,1\}//p' scripts/test_gpu.sh; exit 0 ;; esac
 python=${PYTHON:-python3}
 squad=${1:-squad/dev-sample-1000.json}
 model=models/bert_minilm_l6_qa_squad11_fake_quant

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from doubles import DOCKER, NVIDIA_SMI, Run, install, log
+from doubles import DOCKER, NVIDIA_SMI, Run, install, log, variables_of
 
 SCRIPTS = ["build.sh", "launch.sh", "inference_benchmark.sh", "inference_benchmark_megatron.sh"]
 
@@ -28,6 +28,20 @@ def test_help_and_unknown_words(run: Run, root: Path, script: str) -> None:
         assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1), wrong.stderr
         assert words[0] in wrong.stderr
     assert sorted(root.iterdir()) == before
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "test_gpu.sh"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_installs_and_compiles_nothing(root: Path, script: str, flag: str) -> None:
+    for name in ("python3", "cmake"):
+        install(root / "bin", name, '#!/usr/bin/env bash\necho "$0" >>"$LOG"\n')
+    before = sorted(root.iterdir())
+    variables = {**variables_of(root), "PYTHON": "python3"}
+    helped = subprocess.run(["bash", script, flag], cwd=root / "scripts", env=variables, capture_output=True, text=True)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "PYTHON names another interpreter than python3" in helped.stdout
+    assert "#" not in helped.stdout
+    assert (log(root), sorted(root.iterdir())) == ([], before)
 
 
 def test_scripts_are_executable_and_clean() -> None:
