@@ -20,8 +20,9 @@ from helpers.batching import Batch, random_batch
 from helpers.build import versions
 from helpers.cli import log, progress_bar
 from helpers.engine_text import engine_info
-from helpers.errors import EngineMismatch
+from helpers.errors import EngineMismatch, UsageError
 
+MOST_TOKENS = 2**31 - 1  # a batch's offsets are int32
 # Lengths of the 10,833 windows of SQuAD v1.1 dev (window 384, stride 128, uncased) at the quantiles 0, 5, ..., 100 %.
 SQUAD_QUANTILES = (41, 88, 110, 120, 127, 133, 139, 145, 150, 157, 164, 172, 179, 188, 198, 210, 223, 247, 272, 320, 384)
 
@@ -34,10 +35,16 @@ def main(command: str, args: argparse.Namespace) -> None:
             f"the engine {args.engine} takes at most {info.max_length} word pieces, not {args.sequence_length}; "
             f"give -s {info.max_length} or less"
         )
+    sizes = sorted(set(args.batch_size or [1]))
+    if sizes[-1] * args.sequence_length > MOST_TOKENS:
+        raise UsageError(
+            f"-b {sizes[-1]} with -s {args.sequence_length} is more than the {MOST_TOKENS} word pieces that a run can count; "
+            f"give -b {MOST_TOKENS // args.sequence_length} or less"
+        )
     session = backends.load(args.engine, info, load_options(args, latency=True))
     spread = getattr(args, "lengths", "fixed")
     records = []
-    for size in sorted(set(args.batch_size or [1])):
+    for size in sizes:
         lengths = sequence_lengths(size, args.sequence_length, spread, args.random_seed)
         vocab_size = min(info.config.vocab_size, 30522)  # a plan without metadata does not know its own
         batch = random_batch(lengths, vocab_size, args.random_seed)

@@ -110,6 +110,9 @@ def bad(tmp_path_factory):
         ("inference", "-e {engine} -v {bad}/vocab.txt {ask}", 4, "is not the one that {engine} carries (30522 tokens"),
         # runtimes
         ("inference", "-e {engine} --threads 0 {ask}", 2, "argument --threads: 0 is too small"),
+        ("inference", "-e {engine} --threads 99999999999999 {ask}", 2, "--threads 99999999999999 is out of range; give 1 to "),
+        ("inference", "-e {engine} --streams 2000000000 {ask}", 2, "--streams 2000000000 is out of range; give 1 to "),
+        ("perf", "-e {engine} -b 99999999999999999999 -s 64", 2, "word pieces that a run can count; give -b 33554431 or less"),
         # building
         ("builder", "-x {onnx} -c {bad} -o {out}", 1, "no bert_config.json (or config.json) in {bad}"),
         ("builder", "-c {model} -o {out}", 2, "no weights are given; give one of -m/--ckpt, -x/--onnx"),

@@ -125,6 +125,11 @@ def test_a_damaged_engine_is_refused(engines, tmp_path) -> None:
             cpu.load(cut, info, LoadOptions(cpu_runtime=runtime))
 
 
+def test_a_runtime_that_there_is_not(engines) -> None:
+    with pytest.raises(UsageError, match="there is no --cpu-runtime foo; give auto, openvino or onnxruntime"):
+        backends.load(engines["fp32"], read_info(engines["fp32"]), LoadOptions(cpu_runtime="foo"))
+
+
 @pytest.mark.parametrize(("layers", "remedy"), [(60, "build with --backend cuda or --int8"), (700, "build with --backend cuda$")])
 def test_an_engine_above_the_limit_of_its_format_is_refused(tmp_path, layers: int, remedy: str) -> None:
     """Weights of 2.8 and 33 GiB that take none: views of one number."""

@@ -19,12 +19,14 @@ from helpers.errors import EngineMismatch, MissingDependency, UsageError
 from helpers.files import cache_directory, lack_of_memory
 from helpers.weights import Weights
 
+RUNTIMES = ("openvino", "onnxruntime")
+MOST_THREADS = 1024  # or the machine's CPUs; from a few thousand on the runtimes spend minutes and gigabytes on starting them
 INSTALL = "pip install openvino (or onnxruntime)"
 
 
 def check() -> None:
     """Raise MissingDependency when neither runtime is installed."""
-    if not any(importlib.util.find_spec(name) for name in ("openvino", "onnxruntime")):
+    if not any(importlib.util.find_spec(name) for name in RUNTIMES):
         raise MissingDependency(f"the cpu backend needs OpenVINO or ONNX Runtime, neither is installed; {INSTALL}")
 
 
@@ -69,7 +71,8 @@ def _file_size(weights: Weights, int8: bool) -> int:
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
     """Open an engine with the runtime that is asked for, or the first that is installed."""
-    installed = [name for name in ("openvino", "onnxruntime") if importlib.util.find_spec(name)]
+    check_load_options(options)
+    installed = [name for name in RUNTIMES if importlib.util.find_spec(name)]
     wanted = installed[0] if options.cpu_runtime == "auto" else options.cpu_runtime
     if wanted not in installed:
         raise MissingDependency(f"--cpu-runtime {wanted} is not installed; pip install {wanted}")
@@ -82,6 +85,16 @@ def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
         raise EngineMismatch(
             f"{wanted} cannot load the engine {path} ({first[-1] if first else error!r}); build it again"
         ) from error
+
+
+def check_load_options(options: LoadOptions) -> None:
+    """Raise UsageError for a runtime that there is not, and for more threads or streams than any machine has use for."""
+    if options.cpu_runtime not in ("auto", *RUNTIMES):
+        raise UsageError(f"there is no --cpu-runtime {options.cpu_runtime}; give auto, {' or '.join(RUNTIMES)}")
+    most = max(MOST_THREADS, os.cpu_count() or 1)
+    for flag, count in (("--threads", options.threads), ("--streams", options.streams)):
+        if count is not None and not 1 <= count <= most:
+            raise UsageError(f"{flag} {count} is out of range; give 1 to {most}, or leave it out for what suits this machine")
 
 
 def cpus() -> int:
