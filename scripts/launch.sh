@@ -61,7 +61,8 @@ fi
 [[ $port =~ ^[0-9]{1,5}$ ]] && [ "$port" -le 65535 ] || fail 2 "--jupyter $port is no port; give 1 to 65535, or 0 for none"
 [ "$port" -eq 0 ] || [ ${#arguments[@]} -eq 0 ] || fail 2 "--jupyter runs JupyterLab; leave out the command behind --"
 
-command=(docker run --rm --user "$(id -u):$(id -g)" --env HOME=/tmp --shm-size 1g --ulimit memlock=-1 --ulimit stack=67108864)
+# The caches of compiled models and of kernels found fastest go where they outlast the container.
+command=(docker run --rm --user "$(id -u):$(id -g)" --env HOME=/tmp --env "XDG_CACHE_HOME=$inside/engines/.cache" --shm-size 1g --ulimit memlock=-1 --ulimit stack=67108864)
 if [ -t 0 ] && [ -t 1 ]; then command+=(--interactive --tty); else command+=(--interactive); fi
 [ "$gpus" = none ] || command+=(--gpus "$gpus")
 for directory in models engines squad results; do
