@@ -97,6 +97,7 @@ def test_launch_mounts_the_models_and_runs_the_command(run: Run, root: Path) -> 
     for name in ("models", "engines", "squad", "results"):
         assert f"{root}/{name}:/workspace/demobert/{name}" in words
         assert (root / name).is_dir()
+    assert "XDG_CACHE_HOME=/workspace/demobert/engines/.cache" in words  # outlasts the container
     assert words[words.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
     assert words[-5:] == ["demobert", "python", "perf.py", "-e", "a b"]
     assert "--tty" not in words and "--publish" not in words
