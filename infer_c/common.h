@@ -35,6 +35,8 @@ std::string as_text(Number value) {
     char buffer[32];
     std::snprintf(buffer, sizeof buffer, "%g", static_cast<double>(value));
     return buffer;
+  } else if constexpr (std::is_unsigned_v<Number>) {
+    return std::to_string(static_cast<unsigned long long>(value));
   } else {
     return std::to_string(static_cast<long long>(value));
   }
@@ -64,12 +66,18 @@ inline void check_cuda(cudaError_t status, const char* call, const char* file, i
 }
 #define CUDA_CHECK(call) ::bert::check_cuda((call), #call, __FILE__, __LINE__)
 
+// Wait for the work of loading, all of which is on the legacy stream. Not for the device: while another thread captures a graph,
+// that is an error, and the end of its capture. What else loading does, and the legacy stream beside streams that do not block on
+// it, leaves captures alone: theirs is the thread-local mode (capture_graph), so they need no lock, and no load makes them wait.
+inline void wait_for_load() { CUDA_CHECK(cudaStreamSynchronize(nullptr)); }
+
 // Device (or pinned host) memory that is freed with its owner; poisoned by nothing, zeroed when asked.
 template <class T, bool kPinned = false>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t count, bool zeroed = false) : count_(count) {
+  explicit Buffer(size_t count, bool zeroed = false) : Buffer() {  // whole from here on: a throw below runs the destructor
+    count_ = count;
     if (count == 0) return;
     if constexpr (kPinned) {
       CUDA_CHECK(cudaMallocHost(&data_, bytes()));

@@ -48,6 +48,14 @@ struct EncoderLimits {
   int max_rows() const { return max_batch * max_length; }
 };
 
+// Where attention is attention_plain's: a grid has no more places for sequences.
+inline void check_plain_attention(const EncoderLimits& limits) {
+  constexpr int kMostSequences = 65535;
+  if (limits.max_batch > kMostSequences) {
+    refuse("a batch of ", limits.max_batch, " sequences is more than the ", kMostSequences, " that this engine runs on this GPU at a time; give a smaller one");
+  }
+}
+
 std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimits& limits);
 std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits);
 

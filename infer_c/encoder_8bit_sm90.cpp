@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward pass on Hopper with INT8 or FP8 products: seven kernels a layer. 8-bit values flow from LayerNorm, attention and
 // GELU into the products; what a LayerNorm adds up stays FP16, stored before the norm (kernels/product_sm90.h).
+#include <cmath>
 #include <vector>
 
 #include "encoder.h"
@@ -147,7 +148,7 @@ void EncoderEightBit::load(const EngineFile& file) {
     o.bias = bias;
     o.factor = gamma;
     const float scale = *static_cast<const float*>(file.tensor(name + "_input_scale", "F32", {1}).data);
-    if (!(scale > 0)) fail(name, "_input_scale is ", scale, "; build the engine again");
+    if (!(scale > 0) || std::isinf(scale) || std::isinf(1 / scale)) fail(name, "_input_scale is ", scale, "; build the engine again");
     o.inverse_scale = 1 / scale;
     o.maps = WeightMaps(o.weights, format_, columns, depth);
     return o;
@@ -167,7 +168,7 @@ void EncoderEightBit::load(const EngineFile& file) {
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;
-  CUDA_CHECK(cudaDeviceSynchronize());
+  wait_for_load();
 }
 
 }  // namespace

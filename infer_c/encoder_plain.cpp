@@ -101,7 +101,7 @@ class EncoderPlain final : public Encoder {
 }  // namespace
 
 std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimits& limits) {
-  if (file.info().config.head_size() > 128) fail("heads of size ", file.info().config.head_size(), " are larger than 128, the most the cuda backend runs");
+  check_plain_attention(limits);
   if (file.info().precision == "fp32") return std::make_unique<EncoderPlain<float>>(file, limits);
   return std::make_unique<EncoderPlain<__half>>(file, limits);
 }

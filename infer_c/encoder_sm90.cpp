@@ -197,13 +197,13 @@ void EncoderSm90::load() {
     layers_.push_back(layer);
   }
   last_gamma_ = gamma, last_beta_ = beta;
-  CUDA_CHECK(cudaDeviceSynchronize());
+  wait_for_load();
 }
 
 }  // namespace
 
 std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits) {
-  if (file.info().config.head_size() > 128) fail("heads of size ", file.info().config.head_size(), " are larger than 128, the most the cuda backend runs");
+  if (!attention_sm90_fits(file.info().config.head_size(), limits.max_length)) check_plain_attention(limits);
   return std::make_unique<EncoderSm90>(file, limits);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The engine file: one safetensors file with the weights and, in its header, the metadata that helpers/engine_file.py
-// wrote. Maps the file, checks every size against it, and hands out tensors by name; knows nothing of the GPU.
+// wrote. Maps the file, checks every size and place against it, and hands out tensors by name; knows nothing of the GPU.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,8 @@
 #include <vector>
 
 namespace bert {
+
+constexpr int kMostTokens = 1 << 30;  // of a batch: twice as many would not be an int
 
 // The shape of the encoder, with the names of bert_config.json.
 struct Config {
@@ -58,7 +60,8 @@ class EngineFile {
   const Tensor& tensor(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape) const;
 
  private:
-  void read_header(const std::string& path);
+  EngineFile() = default;
+  void read_header();
 
   void* mapping_ = nullptr;
   size_t bytes_ = 0;

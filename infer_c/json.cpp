@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The JSON reader: recursive descent over RFC 8259, nesting limited so that a hostile file cannot overflow the stack.
+// The JSON reader: recursive descent over RFC 8259. Nesting is limited so that a hostile file cannot overflow the stack, and the
+// number of values so that it cannot fill the memory: each takes a hundred times the room of its two bytes in the file.
 #include "json.h"
 
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 
 #include "common.h"
 
@@ -12,6 +14,7 @@ namespace bert {
 namespace {
 const char* const kKindNames[] = {"null", "a boolean", "a number", "a string", "an array", "an object"};
 constexpr int kMaxDepth = 64;
+constexpr int kMaxValues = 200'000;  // a header has eight for each tensor, 4,000 of BERT large in 8 bits
 }  // namespace
 
 class JsonReader {
@@ -47,6 +50,7 @@ class JsonReader {
 
   Json read(int depth) {
     if (depth > kMaxDepth) fail("JSON: more than ", kMaxDepth, " levels of nesting at byte ", position_);
+    if (++values_ > kMaxValues) fail("JSON: more than ", kMaxValues, " values at byte ", position_);
     skip_space();
     Json value;
     if (position_ >= text_.size()) wrong("a value");
@@ -57,7 +61,9 @@ class JsonReader {
         if (!take('"')) wrong("a key");
         std::string key = read_string();
         if (!take(':')) wrong("':'");
-        value.members_[std::move(key)] = read(depth + 1);
+        Json member = read(depth + 1);
+        const auto [place, fresh] = value.members_.emplace(std::move(key), std::move(member));
+        if (!fresh) fail("JSON: the key \"", place->first, "\" stands twice");
       } while (take(','));
       if (!take('}')) wrong("',' or '}'");
     } else if (take('[')) {
@@ -141,6 +147,7 @@ class JsonReader {
 
   std::string_view text_;
   size_t position_ = 0;
+  int values_ = 0;
 };
 
 Json Json::parse(std::string_view text) { return JsonReader(text).document(); }
@@ -166,6 +173,12 @@ long long Json::integer() const {
   const double value = number();
   if (value != std::floor(value) || std::fabs(value) > 9e15) fail("JSON: expected a whole number, found ", value);
   return static_cast<long long>(value);
+}
+
+int Json::integer32() const {
+  const long long value = integer();
+  if (value < std::numeric_limits<int>::min() || value > std::numeric_limits<int>::max()) fail("JSON: expected a number of 32 bits, found ", value);
+  return static_cast<int>(value);
 }
 
 }  // namespace bert

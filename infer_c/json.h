@@ -13,7 +13,7 @@ class Json {
  public:
   enum class Kind { null, boolean, number, string, array, object };
 
-  // Parse one complete document; throw Error that names the byte where it goes wrong.
+  // Parse one complete document; throw Error that names the byte where it goes wrong, or a key that stands twice.
   static Json parse(std::string_view text);
 
   Kind kind() const { return kind_; }
@@ -26,6 +26,7 @@ class Json {
   const std::string& string() const;
   double number() const;
   long long integer() const;
+  int integer32() const;  // one that an int holds
   bool boolean() const;
 
  private:

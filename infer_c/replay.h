@@ -30,20 +30,21 @@ cudaGraphExec_t capture_graph(cudaStream_t stream, Enqueue&& enqueue) {
   return executable;
 }
 
+class Event {
+ public:
+  Event() { CUDA_CHECK(cudaEventCreate(&event_)); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event() { cudaEventDestroy(event_); }
+  operator cudaEvent_t() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
 // Two events that time what lies between them on a stream.
 class Stopwatch {
  public:
-  Stopwatch() {
-    CUDA_CHECK(cudaEventCreate(&begin_));
-    CUDA_CHECK(cudaEventCreate(&end_));
-  }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-  ~Stopwatch() {
-    if (begin_) cudaEventDestroy(begin_);
-    if (end_) cudaEventDestroy(end_);
-  }
-
   // Milliseconds of what `enqueue` puts on the stream.
   template <class Enqueue>
   float milliseconds(cudaStream_t stream, Enqueue&& enqueue) const {
@@ -57,7 +58,7 @@ class Stopwatch {
   }
 
  private:
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  Event begin_, end_;
 };
 
 // Captured work, to be launched again and again.
