@@ -56,7 +56,7 @@ class CudaRunner final : public Runner {
     staging_ = PinnedBuffer<int>(ints);
     logits_ = Buffer<float>(2ull * limits_.max_rows(), true);
     results_ = PinnedBuffer<float>(2ull * limits_.max_rows());
-    CUDA_CHECK(cudaDeviceSynchronize());
+    wait_for_load();
   }
 
   const EngineInfo& info() const override { return file_.info(); }
@@ -64,9 +64,7 @@ class CudaRunner final : public Runner {
   int max_length() const override { return limits_.max_length; }
 
   void prepare(int size, int length) override {
-    if (size < 1 || size > limits_.max_batch || length < 1 || length > limits_.max_length) {
-      refuse("cannot prepare batch ", size, " of length ", length, "; this engine takes up to batch ", limits_.max_batch, " of length ", limits_.max_length);
-    }
+    check_prepare(*this, size, length);
     std::lock_guard lock(mutex_);
     ready(bucket_of(size, length, size * length));
   }

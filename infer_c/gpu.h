@@ -48,13 +48,23 @@ struct Limits {
   int batch, length;
 
   Limits(const RunnerOptions& options, const EngineInfo& info)
-      : batch(options.max_batch > 0 ? options.max_batch : info.max_batch()), length(options.max_length > 0 ? options.max_length : info.max_length()) {
+      : batch(options.max_batch != 0 ? options.max_batch : info.max_batch()), length(options.max_length != 0 ? options.max_length : info.max_length()) {
+    if (batch < 1 || length < 1) refuse("batch ", batch, " of length ", length, " was asked for; give 1 and more, or 0 for the engine's own");
     if (batch > info.max_batch() || length > info.max_length()) {
       refuse("batch ", batch, " of length ", length, " was asked for; the engine was built for at most batch ", info.max_batch(), " of length ",
              info.max_length());
     }
+    const long long tokens = static_cast<long long>(batch) * length;
+    if (tokens > kMostTokens) refuse("batch ", batch, " of length ", length, " has ", tokens, " tokens; infer_c takes at most ", kMostTokens, ", give smaller ones");
   }
 };
+
+// Throw ArgumentError where a size to prepare is beyond a Runner's.
+inline void check_prepare(const Runner& runner, int size, int length) {
+  if (size < 1 || size > runner.max_batch() || length < 1 || length > runner.max_length()) {
+    refuse("cannot prepare batch ", size, " of length ", length, "; this engine takes up to batch ", runner.max_batch(), " of length ", runner.max_length());
+  }
+}
 
 // A stream and what times the work that is put on it.
 class TimedStream {

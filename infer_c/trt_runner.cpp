@@ -55,7 +55,7 @@ class PlanRunner final : public Runner {
     logits_ = Buffer<float>(2 * tokens, true);
     results_ = PinnedBuffer<float>(2 * tokens);
     scratch_ = Buffer<char>(static_cast<size_t>(plan_.engine().getDeviceMemorySizeV2()));
-    CUDA_CHECK(cudaDeviceSynchronize());
+    wait_for_load();
   }
 
   ~PlanRunner() override { cudaStreamSynchronize(stream_); }
@@ -65,9 +65,11 @@ class PlanRunner final : public Runner {
   int max_length() const override { return limits_.length; }
 
   void prepare(int size, int length) override {
+    check_prepare(*this, size, length);
     std::vector<int> ids(static_cast<size_t>(size) * length), bounds;
     for (int i = 0; i <= size; ++i) bounds.push_back(i * length);
-    stage({ids.data(), ids.data(), bounds.data(), size});
+    std::vector<float> logits(2 * ids.size());
+    run({ids.data(), ids.data(), bounds.data(), size}, logits.data());  // what is staged stays as it is
   }
 
   void run(const HostBatch& batch, float* logits) override {
@@ -100,6 +102,7 @@ class PlanRunner final : public Runner {
   float time_staged() override {
     std::lock_guard lock(mutex_);
     if (staged_.profile < 0) refuse("stage a batch before timing it");
+    gpu_.select();
     Slot& slot = stage_again();
     return stream_.milliseconds([&] { enqueue(slot); });
   }

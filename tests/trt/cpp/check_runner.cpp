@@ -5,8 +5,10 @@
 #include <fstream>
 #include <functional>
 #include <random>
+#include <thread>
 
 #include "bert_infer.h"
+#include "NvInfer.h"
 #include "common.h"
 #include "trt_runner.h"
 
@@ -88,6 +90,14 @@ void refused(const std::string& path, const std::string& part, const bert::Runne
 const std::string kPadded = "ptrt padded 4  1 2 1 16  1 2 17 64  1 8 1 16  1 8 17 64";
 const std::string kPacked = "ptrt packed 2  1 2 1 64  1 8 1 64";
 
+void refused_to_prepare(bert::Runner& runner, int size, int length) {
+  try {
+    runner.prepare(size, length);
+    expect(false, "batch " + std::to_string(size) + " of length " + std::to_string(length) + " was prepared");
+  } catch (const bert::ArgumentError&) {
+  }
+}
+
 void check_runs(bool graph) {
   const std::string mode = graph ? " with graph" : "";
   bert::RunnerOptions options;
@@ -106,6 +116,15 @@ void check_runs(bool graph) {
       runner->stage(batch.host());
       expect(runner->time_staged() == 1.5f && runner->time_staged() == 1.5f, "timing" + mode);
       check_answers(*runner, {7, 8}, "a run after timing" + mode);
+      runner->prepare(1, 64);
+      for (int size : {-1, 0, 9}) refused_to_prepare(*runner, size, 16);
+      refused_to_prepare(*runner, 2, -16);
+      runner->time_staged();
+      expect(nvinfer1::fake_first_id() == batch.ids[0], "what is staged, after other shapes were prepared" + mode);
+      std::thread([&] {
+        cudaSetDevice(1);
+        runner->time_staged();
+      }).join();
       expect(runner->time_staged() == 1.5f, "timing after a run" + mode);
     }
   }
