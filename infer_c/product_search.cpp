@@ -2,10 +2,10 @@
 #include "product_search.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
+#include <limits>
 #include <utility>
 
-#include "json.h"
 #include "kernels/launch.h"
 #include "kernels/product_few.h"
 #include "replay.h"
@@ -25,21 +25,40 @@ class Descent {
     runs_ = std::clamp(static_cast<int>(20 / best_.milliseconds(watch_)), 3, 25);
   }
 
-  // Go on from what `choice` is now.
-  void restart() { best_ = Replay(stream_, pass_); }
+  // Go on from another choice, which may be slower; false where it does not run.
+  bool restart(const Choice& other) {
+    return without_failure(other, [&] { best_ = Replay(stream_, pass_); });
+  }
 
-  // Take a candidate if it is faster; returns its time over that of the best before.
+  // Take a candidate if it is faster; returns its time over that of the best before, infinity where it does not run.
   float attempt(const Choice& candidate) {
     const Choice before = choice_;
-    choice_ = candidate;
-    Replay other(stream_, pass_);
-    const float ratio = time_ratio(other, best_, runs_, watch_);
-    if (ratio < 1) {
-      best_ = std::move(other);
-    } else {
-      choice_ = before;
-    }
+    float ratio = std::numeric_limits<float>::infinity();
+    without_failure(candidate, [&] {
+      Replay other(stream_, pass_);
+      ratio = time_ratio(other, best_, runs_, watch_);
+      if (ratio < 1) {
+        best_ = std::move(other);
+      } else {
+        choice_ = before;
+      }
+    });
     return ratio;
+  }
+
+  // Do something with another choice in force; where that fails, the search goes on with the one before, and false is returned.
+  template <class Work>
+  bool without_failure(const Choice& other, Work&& work) {
+    const Choice before = std::exchange(choice_, other);
+    try {
+      work();
+      return true;
+    } catch (const Error&) {
+      choice_ = before;
+      best_ = Replay(stream_, pass_);  // throws, as the next line does, where not the choice was at fault but the GPU or its memory
+      best_.milliseconds(watch_);
+      return false;
+    }
   }
 
   // Go over the wanted candidates of each product in turn, then over refinements of the best.
@@ -91,7 +110,7 @@ class Descent {
     if (ratio < 1) {
       for (auto& [time, variant] : seen_[i]) time /= ratio;
       seen_[i].emplace_back(1 / ratio, before);
-    } else {
+    } else if (std::isfinite(ratio)) {
       seen_[i].emplace_back(ratio, candidate);
     }
   }
@@ -153,15 +172,23 @@ Variant ProductSearch::guess(int rows, const ProductSize& size) const {
 
 void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library) {
   if (knows(rows)) return;
-  const int key = row_key(rows);
+  try {
+    search(stream, rows, pass, library);
+  } catch (...) {
+    choices_.erase(row_key(rows));  // what was being tried is not what was found
+    throw;
+  }
+}
+
+void ProductSearch::search(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library) {
   // Kernels are loaded, and a library sets itself up, at their first launch, which must not happen during capture.
   const auto warm = [&] {
     pass();
     CUDA_CHECK(cudaStreamSynchronize(stream));
   };
   warm();
-  choices_[key] = at(rows);
-  Choice& choice = choices_[key];
+  const Choice guessed = at(rows);
+  Choice& choice = choices_[row_key(rows)] = guessed;
   Descent descent(stream, pass, choice, [&](int i, const Variant& v) { return v.exists(format_, sizes_[i].boxes); });
   for (int i = 0; i < kProducts; ++i) descent.candidates[i] = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
   const auto any = [](const Variant&) { return true; };
@@ -173,21 +200,23 @@ void ProductSearch::run(cudaStream_t stream, int rows, const std::function<void(
     // Neighbours overlap most where the blocks of both fit on a multiprocessor, which no change of one product alone brings.
     const auto beside = [](const Variant& v) { return v.way == Way::few && v.resident >= 2; };
     const Choice first = choice;
+    Choice other = choice;
     for (int i = 0; i < kProducts; ++i) {
       const auto found = std::find_if(descent.candidates[i].begin(), descent.candidates[i].end(), beside);
-      if (found != descent.candidates[i].end()) choice[i] = *found;
+      if (found != descent.candidates[i].end()) other[i] = *found;
     }
-    descent.restart();
-    descent.run(2, beside);
-    descent.attempt(first);
+    if (descent.restart(other)) {
+      descent.run(2, beside);
+      descent.attempt(first);
+    }
     descent.run(1, any);
     if (descent.run_pairs()) descent.run(1, any);
   }
   if (!library) return;
   Choice all;
   all.fill(Variant::of_library());
-  const Choice own = std::exchange(choice, all);
-  warm();
+  const Choice own = choice;
+  if (!descent.without_failure(all, warm)) return;
   choice = own;
   descent.attempt(all);
 }
@@ -208,21 +237,38 @@ std::string ProductSearch::json() const {
 }
 
 void ProductSearch::read(const std::string& json) {
-  const Json root = Json::parse(json);
-  for (const auto& [key, list] : root.members()) {
-    Choice choice;
-    int count = 0;
-    for (const Json& entry : list.items()) {
-      if (count == kProducts) break;
-      std::vector<int> numbers;
-      for (const Json& n : entry.items()) numbers.push_back(static_cast<int>(n.integer()));
-      const std::optional<Variant> v = Variant::from(numbers);
-      if (!v || !v->exists(format_, sizes_[count].boxes)) break;
-      if (count > 0 && v->library() != choice[0].library()) break;  // cuBLASLt's all or none
-      choice[count++] = *v;
-    }
-    if (count == kProducts) choices_[std::atoi(key.c_str())] = choice;
+  Json root;
+  try {
+    root = Json::parse(json);
+    root.members();
+  } catch (const Error& error) {
+    refuse("choices is no object in JSON (", error.what(), "); give what choices() returned");
   }
+  for (const auto& [key, list] : root.members()) {
+    try {
+      const int rows = Json::parse(key).integer32();
+      if (rows < 1 || rows > kMostTokens || row_key(rows) != rows) continue;
+      if (const std::optional<Choice> choice = known(list)) choices_[rows] = *choice;
+    } catch (const Error&) {  // damaged
+    }
+  }
+}
+
+// What JSON says of four products, where this version can run them so.
+std::optional<Choice> ProductSearch::known(const Json& list) const {
+  Choice choice;
+  int count = 0;
+  for (const Json& entry : list.items()) {
+    if (count == kProducts) break;
+    std::vector<int> numbers;
+    for (const Json& n : entry.items()) numbers.push_back(n.integer32());
+    const std::optional<Variant> v = Variant::from(numbers);
+    if (!v || !v->exists(format_, sizes_[count].boxes)) return {};
+    if (count > 0 && v->library() != choice[0].library()) return {};  // cuBLASLt's all or none
+    choice[count++] = *v;
+  }
+  if (count < kProducts) return {};
+  return choice;
 }
 
 }  // namespace bert

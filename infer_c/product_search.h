@@ -6,8 +6,10 @@
 #include <array>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 
+#include "json.h"
 #include "kernels/product_sm90.h"
 
 namespace bert {
@@ -36,10 +38,13 @@ class ProductSearch {
   void run(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
 
   std::string json() const;
-  // What another version remembered and this one does not know is left out: it is searched again.
+  // What another version remembered and this one does not know is left out, and so is what is damaged: it is searched again.
+  // Throw ArgumentError where it is no JSON object.
   void read(const std::string& json);
 
  private:
+  void search(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
+  std::optional<Choice> known(const Json& list) const;
   static int row_key(int rows);
   Variant guess(int rows, const ProductSize& size) const;
 

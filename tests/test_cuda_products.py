@@ -6,6 +6,8 @@ Needs a Hopper GPU and the module infer_c_ops (cmake -DBERT_TEST_OPS=ON).
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -161,3 +163,28 @@ def test_layernorm_into_eight_bits(rows: int, hidden: int, precision: str) -> No
     normal = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-12) * gamma + beta
     check_rounded(out, normal * inverse, precision, equal=0.999, slack=1e-6)
     assert np.allclose(stats, tile_stats(wide, hidden)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+LIBRARY = [[0, 1, 1]] * 4
+
+
+@pytest.mark.parametrize("rows", [128, 2048])
+def test_a_search_goes_on_without_what_does_not_run(rows: int) -> None:
+    """Ways that fail are left out, cuBLASLt's products among them; what is found is one that runs."""
+
+    first: list[list[int]] = []
+
+    def fails(ways: list[list[int]]) -> bool:
+        first.extend(ways if not first else [])
+        return ways == LIBRARY or any(way[:2] in ([128, 64], [64, 64]) and way not in first for way in ways)
+
+    error, known, found = ops.search(rows, 256, True, fails)
+    assert (error, known) == ("", True)
+    assert not fails(json.loads(found)[str(rows)])
+
+
+@pytest.mark.parametrize("runs", [1, 2, 40])
+def test_a_search_that_a_failing_gpu_ends_has_found_nothing(runs: int) -> None:
+    left = iter(range(runs))
+    error, known, found = ops.search(128, 256, True, lambda ways: next(left, None) is None)
+    assert ("this pass fails" in error, known, found) == (True, False, "{}")

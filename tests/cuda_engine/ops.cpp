@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Single kernels for the tests: NumPy arrays in, NumPy arrays out, and the time of a launch. FP16 travels as uint16.
 // Outputs are poisoned with NaN before each launch, so that an element nobody wrote shows.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "encoder.h"
 #include "gpu.h"
 #include "kernels/attention.h"
+#include "kernels/fold.h"
 #include "kernels/head.h"
 #include "kernels/layernorm.h"
 #include "kernels/product_sm90.h"
+#include "product_search.h"
 
 namespace py = pybind11;
 using namespace bert;
@@ -241,9 +245,38 @@ py::tuple trace(const std::string& path, const Int& ids, const Int& segments, co
   return py::make_tuple(to_host<float>(logits, tokens, 2), seen);
 }
 
+// A search of a made-up model's products, FP16. `fails` gets the numbers of the four in force and says whether their pass fails. Returns
+// the error, whether the search knows its result, and that in JSON.
+py::tuple search(int rows, int hidden, bool library, const std::function<bool(const std::vector<std::vector<int>>&)>& fails) {
+  Config config;
+  config.hidden_size = hidden, config.intermediate_size = 4 * hidden;
+  prepare_products(Format::half);
+  ProductSearch found(config, Format::half);
+  const TimedStream stream;
+  const Buffer<float> from(256, true);
+  const Buffer<__half> to(256);
+  wait_for_load();
+  std::string error;
+  try {
+    found.run(
+        stream, rows,
+        [&] {
+          std::vector<std::vector<int>> numbers;
+          for (const Variant& v : found.at(rows)) numbers.push_back(v.numbers());
+          if (fails(numbers)) fail("this pass fails");
+          narrow(stream, from.data(), to.data(), 256);
+        },
+        library);
+  } catch (const Error& thrown) {
+    error = thrown.what();
+  }
+  return py::make_tuple(error, found.knows(rows), found.json());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(infer_c_ops, m) {
+  m.def("search", &search);
   m.def("product", &product);
   m.def("quantise_layernorm", &quantise_layernorm_op);
   m.def("trace", &trace);
