@@ -5,6 +5,11 @@
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <type_traits>
+#include <vector>
 
 #include "bert_infer.h"
 #include "common.h"
@@ -14,7 +19,32 @@ namespace py = pybind11;
 
 namespace {
 
-using IntArray = py::array_t<int, py::array::c_style | py::array::forcecast>;
+constexpr int kExact = py::array::c_style | py::array::forcecast;  // forced only where no value can change
+using IntArray = py::array_t<int, kExact>;
+
+template <class Wide>
+IntArray narrowed(const py::array& values, const char* name) {
+  using Limits = std::numeric_limits<int>;
+  const py::array_t<Wide, kExact> wide(values);
+  IntArray narrow(std::vector<py::ssize_t>(values.shape(), values.shape() + values.ndim()));
+  for (py::ssize_t i = 0; i < wide.size(); ++i) {
+    const Wide value = wide.data()[i];
+    const bool fits = value <= static_cast<Wide>(Limits::max()) && (std::is_unsigned_v<Wide> || value >= static_cast<Wide>(Limits::min()));
+    if (!fits) bert::refuse(name, " holds ", value, " at entry ", i, ", more than 32 bits hold");
+    narrow.mutable_data()[i] = static_cast<int>(value);
+  }
+  return narrow;
+}
+
+// Python's integers, or its booleans; none is rounded or cut off.
+IntArray integers(const py::object& object, const char* name) {
+  const py::array values = py::array::ensure(object);
+  if (!values) bert::refuse(name, " is no array");
+  const char kind = values.dtype().kind();
+  if (kind != 'i' && kind != 'u' && kind != 'b') bert::refuse(name, " holds values of type ", std::string(py::str(values.dtype())), "; give integers");
+  if (values.dtype().is(py::dtype::of<int>())) return IntArray(values);
+  return kind == 'i' ? narrowed<long long>(values, name) : narrowed<unsigned long long>(values, name);
+}
 
 bert::HostBatch host_batch(const IntArray& ids, const IntArray& segments, const IntArray& cu_seqlens) {
   if (ids.ndim() != 1 || segments.ndim() != 1 || cu_seqlens.ndim() != 1) bert::refuse("ids, segments and cu_seqlens must each have one dimension");
@@ -28,6 +58,8 @@ bert::HostBatch host_batch(const IntArray& ids, const IntArray& segments, const 
   return {ids.data(), segments.data(), cu_seqlens.data(), size};
 }
 
+std::string shape_of(const py::array& array) { return py::str(array.attr("shape")); }
+
 class BertInf {
  public:
   BertInf(const std::string& path, int max_batch, int max_length, bool graph, bool plain, const std::string& choices) {
@@ -37,10 +69,11 @@ class BertInf {
 
   void prepare(int size, int length) {
     py::gil_scoped_release unlocked;
-    runner_->prepare(size, length > 0 ? length : runner_->max_length());
+    runner_->prepare(size, length != 0 ? length : runner_->max_length());
   }
 
-  py::array_t<float> run_packed(const IntArray& ids, const IntArray& segments, const IntArray& cu_seqlens) {
+  py::array_t<float> run_packed(const py::object& given_ids, const py::object& given_segments, const py::object& given_cu_seqlens) {
+    const IntArray ids = integers(given_ids, "ids"), segments = integers(given_segments, "segments"), cu_seqlens = integers(given_cu_seqlens, "cu_seqlens");
     const bert::HostBatch batch = host_batch(ids, segments, cu_seqlens);
     py::array_t<float> logits({static_cast<py::ssize_t>(ids.size()), py::ssize_t{2}});
     float* to = logits.mutable_data();
@@ -51,10 +84,12 @@ class BertInf {
 
   // The call of the old module: rectangles (batch, length), or flat for batch 1. Padding is taken out on the way in and its
   // logits are 0. A padded engine answers (batch, length, 2, 1, 1), a packed one all starts, then all ends.
-  py::array_t<float> run(const IntArray& ids, const IntArray& segments, const IntArray& mask) {
+  py::array_t<float> run(const py::object& given_ids, const py::object& given_segments, const py::object& given_mask) {
+    const IntArray ids = integers(given_ids, "input_ids"), segments = integers(given_segments, "segment_ids"), mask = integers(given_mask, "input_mask");
     if (ids.ndim() < 1 || ids.ndim() > 2 || ids.size() == 0) bert::refuse("input_ids must be (batch, length) or (length,), and not empty");
-    if (segments.size() != ids.size() || mask.size() != ids.size()) {
-      bert::refuse("input_ids, segment_ids and input_mask have ", ids.size(), ", ", segments.size(), " and ", mask.size(), " values");
+    const std::string shape = shape_of(ids);
+    if (shape_of(segments) != shape || shape_of(mask) != shape) {
+      bert::refuse("input_ids, segment_ids and input_mask have the shapes ", shape, ", ", shape_of(segments), " and ", shape_of(mask), "; give one shape");
     }
     const int size = ids.ndim() == 2 ? static_cast<int>(ids.shape(0)) : 1, length = static_cast<int>(ids.size() / size);
     std::vector<int> packed_ids, packed_segments, bounds{0};
@@ -91,7 +126,8 @@ class BertInf {
     return out;
   }
 
-  void stage(const IntArray& ids, const IntArray& segments, const IntArray& cu_seqlens) {
+  void stage(const py::object& given_ids, const py::object& given_segments, const py::object& given_cu_seqlens) {
+    const IntArray ids = integers(given_ids, "ids"), segments = integers(given_segments, "segments"), cu_seqlens = integers(given_cu_seqlens, "cu_seqlens");
     const bert::HostBatch batch = host_batch(ids, segments, cu_seqlens);
     py::gil_scoped_release unlocked;
     runner_->stage(batch);
@@ -117,7 +153,10 @@ class BertInf {
     return d;
   }
 
-  std::string choices() const { return runner_->choices(); }
+  std::string choices() const {
+    py::gil_scoped_release unlocked;  // a run in another thread holds the runner, and returns only with the GIL
+    return runner_->choices();
+  }
   bool searched(int size, int longest, int tokens) const {
     py::gil_scoped_release unlocked;
     return runner_->searched(size, longest, tokens);
@@ -162,10 +201,25 @@ py::dict read_engine(const std::string& path) {
   return d;
 }
 
+// An exception whose message may quote bytes of a file that are no UTF-8.
+void set_error(PyObject* type, const std::exception& error) {
+  const py::object message = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(error.what(), static_cast<py::ssize_t>(std::strlen(error.what())), "replace"));
+  if (message) PyErr_SetObject(type, message.ptr());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(infer_c, m) {
   m.doc() = "BERT question answering on NVIDIA GPUs: loads a cuda engine and runs it.";
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const bert::Error& error) {
+      set_error(PyExc_RuntimeError, error);
+    } catch (const bert::ArgumentError& error) {
+      set_error(PyExc_ValueError, error);
+    }
+  });
   py::class_<BertInf>(m, "bert_inf")
       .def(py::init<const std::string&, int, int, bool, bool, const std::string&>(), py::arg("engine_path"), py::arg("max_batch") = 0,
            py::arg("max_sequence_length") = 0, py::arg("enable_graph") = false, py::arg("plain") = false, py::arg("choices") = "")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,74 @@ def test_impossible_batches_are_refused_and_the_engine_lives_on(
     with pytest.raises(ValueError, match=word):
         e.run_packed(*arrays)
     assert np.isfinite(run(e, random_batch([9], config.vocab_size))).all()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Return an engine of a small model."""
+    config = small_config()
+    return Path(engine(tmp_path / "small", config, small_weights(config), True, batch=4, length=64))
+
+
+WRONG_NUMBERS = {
+    "more than 32 bits": (np.array([2**32 + 5, 1]), "holds 4294967301 at entry 0, more than 32 bits hold"),
+    "less than 32 bits": (np.array([1, -(2**40)]), "holds -1099511627776 at entry 1"),
+    "unsigned": (np.array([1, 2**64 - 1], np.uint64), "holds 18446744073709551615 at entry 1"),
+    "fractions": (np.array([7.9, 1]), "holds values of type float64; give integers"),
+    "texts": (np.array(["1", "2"]), "holds values of type <U1; give integers"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_NUMBERS)
+def test_numbers_that_are_no_ints_are_refused(small: Path, wrong: str) -> None:
+    values, word = WRONG_NUMBERS[wrong]
+    e, right, bounds = infer_c.bert_inf(str(small)), np.array([0, 1]), np.array([0, 2])
+    for name, arrays in (
+        ("ids", (values, right, bounds)),
+        ("segments", (right, values, bounds)),
+        ("cu_seqlens", (right, right, values)),
+    ):
+        for call in (e.run_packed, e.stage):
+            with pytest.raises(ValueError, match=re.escape(f"{name} {word}")):
+                call(*arrays)
+    with pytest.raises(ValueError, match=re.escape(f"input_mask {word}")):
+        e.run(right, right, values)
+
+
+def test_integers_of_any_type_are_taken(small: Path) -> None:
+    e = infer_c.bert_inf(str(small), choices=built.forced([128, 64, 1, 0]))
+    ids, segments, bounds = [5, 0, 7], [0, 1, 1], [0, 3]
+    expected = e.run_packed(*(np.array(a, np.int32) for a in (ids, segments, bounds)))
+    for kind in (np.int64, np.uint8, np.uint64, ">i4", np.int16):
+        assert np.array_equal(e.run_packed(*(np.array(a, kind) for a in (ids, segments, bounds))), expected)
+    assert np.array_equal(e.run_packed(ids, np.array(segments, bool), np.array([0, 9, 3])[::2]), expected)
+
+
+def test_rectangles_of_different_shapes_are_refused(small: Path) -> None:
+    e, ones = infer_c.bert_inf(str(small)), np.ones(8, int)
+    with pytest.raises(ValueError, match=re.escape("have the shapes (2, 4), (4, 2) and (8,); give one shape")):
+        e.run(ones.reshape(2, 4), 0 * ones.reshape(4, 2), ones)
+
+
+def test_limits_below_one_are_refused(small: Path) -> None:
+    for limits in ((-3, 0), (0, -1)):
+        with pytest.raises(ValueError, match="give 1 and more, or 0 for the engine's own"):
+            infer_c.bert_inf(str(small), *limits)
+    e = infer_c.bert_inf(str(small))
+    for size, length in ((0, 16), (-1, 16), (5, 16), (1, -16), (1, 65)):
+        with pytest.raises(ValueError, match=f"cannot prepare batch {size} of length {length};"):
+            e.prepare(size, length)
+
+
+@pytest.mark.skipif(built.capability() != 90, reason="needs a Hopper GPU")
+def test_damaged_algorithms_are_left_out(small: Path) -> None:
+    good = [[128, 64, 1, 0]] * 4
+    wide = [[2**32 + 128, 64, 1, 0]] * 4
+    damaged = {"128": 5, "256": good, "384": [5] * 4, "512": [["128"]] * 4, "640": wide, "768": good[:3], "x": good, "127": good}
+    e = infer_c.bert_inf(str(small), choices=json.dumps(damaged))
+    assert list(json.loads(e.choices())) == ["256"]
+    with pytest.raises(ValueError, match="choices is no object in JSON"):
+        infer_c.bert_inf(str(small), choices="[1]")
 
 
 def test_memory_is_flat_over_ten_thousand_runs(config, weights, tmp_path: Path) -> None:
