@@ -12,6 +12,7 @@
 
 #include "bert_infer.h"
 #include "common.h"
+#include "json.h"
 
 namespace {
 
@@ -43,12 +44,22 @@ constexpr char kUsage[] =
     "  -h, --help                this text\n";
 
 int number(const char* argument, const char* option, int least) {
+  constexpr long kMost = 1'000'000'000;
   char* end = nullptr;
   const long value = std::strtol(argument, &end, 10);
-  if (*argument == '\0' || *end != '\0' || value < least || value > 1'000'000'000) {
-    bert::refuse(option, " ", argument, " is no whole number of at least ", least);
+  if (*argument == '\0' || *end != '\0' || value < least || value > kMost) {
+    bert::refuse(option, " ", argument, " is no whole number from ", least, " to ", kMost);
   }
   return static_cast<int>(value);
+}
+
+std::string algorithms(const char* argument) {
+  try {
+    bert::Json::parse(argument).members();
+  } catch (const bert::Error& error) {
+    bert::refuse("--algorithms is no object in JSON (", error.what(), "); give what an earlier run printed");
+  }
+  return argument;
 }
 
 Options parse(int argc, char** argv) {
@@ -73,7 +84,7 @@ Options parse(int argc, char** argv) {
       case kJson: o.json = optarg; break;
       case kCsv: o.csv = optarg; break;
       case kPlain: o.plain = true; break;
-      case kAlgorithms: o.algorithms = optarg; break;
+      case kAlgorithms: o.algorithms = algorithms(optarg); break;
       default: bert::refuse("see --help for the options");  // getopt has named the wrong one
     }
   }
@@ -140,12 +151,20 @@ void write_json(const Options& o, const bert::Facts& f, const std::vector<Result
   if (!out.flush()) bert::fail(o.json, " cannot be written; make room there, or choose another place for it");
 }
 
+// A field of CSV that may have commas.
+std::string quoted(const std::string& field) {
+  if (field.find_first_of(",\"\n") == std::string::npos) return field;
+  std::string out = "\"";
+  for (const char c : field) out += c == '"' ? "\"\"" : std::string(1, c);
+  return out + "\"";
+}
+
 void write_csv(const Options& o, const std::vector<Result>& results) {
-  const bool fresh = !std::ifstream(o.csv).good();
+  const bool fresh = std::ifstream(o.csv).peek() == std::ifstream::traits_type::eof();  // missing, or empty
   std::ofstream out(o.csv, std::ios::app);
   if (fresh) out << "engine,seq_len,batch,graph,avg_ms,p95_ms,p99_ms,sequences_per_second,tflops,floor_share\n";
   for (const Result& r : results) {
-    out << o.engine << ',' << o.length << ',' << r.batch << ',' << o.graph << ',' << r.average << ',' << r.p95 << ',' << r.p99 << ',' << r.throughput << ','
+    out << quoted(o.engine) << ',' << o.length << ',' << r.batch << ',' << o.graph << ',' << r.average << ',' << r.p95 << ',' << r.p99 << ',' << r.throughput << ','
         << r.tflops << ',' << r.floor_share << '\n';
   }
   if (!out.flush()) bert::fail(o.csv, " cannot be written; make room there, or choose another place for it");
