@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of the cuda backend needs no GPU: writing engines, compiling infer_c for Hopper, its file reader and its argument checks."""
+"""What of the cuda backend needs neither a GPU nor compiled code: writing engines, and sessions over a double of infer_c."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
 import struct
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from conftest import ROOT, small_config, small_weights
+from conftest import small_config, small_weights
 from helpers import backends
 from helpers.backends import cuda, cuda_file
 from helpers.batching import random_batch
 from helpers.config import BuildOptions
-from helpers.engine_file import METADATA_KEY, EngineInfo, read_info
-from helpers.errors import EngineMismatch, InputError, MissingDependency, UsageError
+from helpers.engine_file import EngineInfo, read_info
+from helpers.errors import BertError, EngineMismatch, InputError, MissingDependency, UsageError
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
 
@@ -37,7 +33,7 @@ def write_engine(
 ) -> Path:
     """Build an engine of a small model. asked: further build options; changes: of the model's configuration."""
     config = replace(CONFIG, **changes)
-    options = BuildOptions(path, fp16=fp16, batch_sizes=(1, 4), sequence_lengths=(16, 64), **(asked or {}))
+    options = BuildOptions(path, **{"fp16": fp16, "batch_sizes": (1, 4), "sequence_lengths": (16, 64), **(asked or {})})
     info = EngineInfo("cuda", "packed", options.precision, options.batch_sizes, options.sequence_lengths, config)
     cuda.build(config, weights or small_weights(config), options, info)
     return path
@@ -87,6 +83,10 @@ def test_query_key_and_value_lie_in_this_order() -> None:
         (
             {"num_attention_heads": 1, "hidden_size": 128, "asked": {"int8": True}},
             "head sizes 32 and 64 and up to 512 tokens, not 128 and 64",
+        ),
+        (
+            {"asked": {"batch_sizes": (1, 67108865)}},
+            "at most 1073741824 tokens at a time, batch 67108865 of length 64 has 4294967360; give a smaller -b or -s",
         ),
     ],
 )
@@ -234,118 +234,58 @@ def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monke
     assert announced("GPU B", [300, 40]) == []
 
 
-# --- the compiled module ---
+@pytest.mark.parametrize("kept", ["5", "[1, 2]", "[" * 100_000, '{"300": 5}'])
+def test_what_is_damaged_in_the_memory_is_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    class Engine(FakeEngine):
+        def __init__(self, path: str, enable_graph: bool, choices: str) -> None:
+            self.found = {key: ways for key, ways in json.loads(choices).items() if isinstance(ways, list)}
+
+    path = write_engine(tmp_path / "e")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=Engine, capability=lambda: 90, device_name=lambda: "A"))
+    batch = random_batch([300], CONFIG.vocab_size)
+    said: list[str] = []
+    info = replace(read_info(path), details={"algorithms": json.loads("[5]"), "searched_on": "A"})
+
+    def run() -> None:
+        backends.load(path, info, backends.LoadOptions(log=said.append)).run(batch)
+
+    run()
+    (memory,) = (tmp_path / "cache").rglob("*.json")
+    memory.write_text(kept)
+    run()
+    assert len(said) == 2
+    run()
+    assert len(said) == 2  # written whole again
 
 
-@pytest.fixture(scope="module")
-def build() -> Path:
-    """Compile infer_c and perf for Hopper; a second run only compiles what changed."""
-    missing = [tool for tool in ("cmake", "nvcc") if not shutil.which(tool)]
-    missing += [package for package in ("pybind11",) if not importlib.util.find_spec(package)]
-    if missing:
-        pytest.skip(f"compiling infer_c needs {', '.join(missing)}")
-    directory = ROOT / "build" / "cuda-test"
-    configure = ["cmake", "-S", ROOT, "-B", directory, "-DBERT_CUDA_ARCHITECTURES=90a", f"-DPython3_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", directory, "-j", str(os.cpu_count() or 1)]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-        if "cuBLASLt was found neither" in done.stderr:
-            pytest.skip("compiling infer_c needs cuBLAS: pip install nvidia-cublas")
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        assert "warning" not in done.stderr, done.stderr[-4000:]
-    return directory
+class FailingEngine(FakeEngine):
+    """Stands for an engine on a GPU without memory."""
+
+    def run_packed(self, *_: object) -> np.ndarray:
+        raise RuntimeError("cudaGraphInstantiate failed with cudaErrorMemoryAllocation (out of memory)")
+
+    prepare = time_staged = run_packed
+
+    def stage(self, *_: object) -> None:
+        """Copy nothing."""
 
 
-@pytest.fixture(scope="module")
-def infer_c(build: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("infer_c", next(build.glob("infer_c*.so")))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_failures_of_the_gpu_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(path: str, enable_graph: bool, choices: str = "{}") -> FailingEngine:
+        return FailingEngine(path, enable_graph, choices)
 
-
-def test_reader_sees_what_python_wrote(infer_c: ModuleType, tmp_path: Path) -> None:
-    found = infer_c.read_engine(str(write_engine(tmp_path / "e", activation="gelu_erf")))
-    assert found == {**found, "layout": "packed", "precision": "fp16", "max_batch": 4, "max_length": 64, "gelu_erf": True}
-    assert found["hidden_size"] == CONFIG.hidden_size and found["layer_norm_eps"] == pytest.approx(1e-12)
-
-
-def rewritten(path: Path, change) -> Path:
-    header, data = header_of(path)
-    text = change(header)
-    text = json.dumps(header) if text is None else text
-    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + data)
-    return path
-
-
-def in_metadata(change):
-    """Return a change of the engine metadata inside the header."""
-
-    def apply(header: dict) -> None:
-        metadata = json.loads(header["__metadata__"][METADATA_KEY])
-        change(metadata)
-        header["__metadata__"][METADATA_KEY] = json.dumps(metadata)
-
-    return apply
-
-
-DAMAGE = {
-    "no metadata": (lambda h: h.pop("__metadata__") and None, "no engine metadata"),
-    "another backend": (in_metadata(lambda m: m.update(backend="cpu")), "cpu backend"),
-    "another format": (in_metadata(lambda m: m.update(format=99)), "format 99"),
-    "too long": (in_metadata(lambda m: m.update(sequence_lengths=[4096])), "4096"),
-    "no layers": (in_metadata(lambda m: m["config"].update(num_hidden_layers=0)), "num_hidden_layers is 0"),
-    "tensor outside": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[0, 10**12]), "outside the file"),
-    "negative offset": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[-8, 8]), "outside the file"),
-    "too few bytes": (lambda h: h["l0_output_dense_kernel"].update(data_offsets=[0, 2]), "2 bytes"),
-    "endless shape": (lambda h: h["l0_output_dense_kernel"].update(shape=[2**40, 2**40]), "impossible shape"),
-    "nesting": (lambda h: "[" * 100_000, "nesting"),
-    "no JSON": (lambda h: '{"a": tru}', "JSON"),
-    "unfinished text": (lambda h: '{"a', "closing quotation mark"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_engines_are_refused_by_name_and_reason(infer_c: ModuleType, tmp_path: Path, damage: str) -> None:
-    change, word = DAMAGE[damage]
-    path = rewritten(write_engine(tmp_path / "e"), change)
-    with pytest.raises(RuntimeError, match=word) as caught:
-        infer_c.read_engine(str(path))
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 100) + b"{}"])
-def test_files_that_are_no_engines(infer_c: ModuleType, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "e").write_bytes(content)
-    with pytest.raises(RuntimeError, match="the engine"):
-        infer_c.read_engine(str(tmp_path / "e"))
-    with pytest.raises(RuntimeError, match="cannot be opened"):
-        infer_c.read_engine(str(tmp_path / "missing"))
-
-
-def test_limits_beyond_the_engine_are_refused(infer_c: ModuleType, tmp_path: Path) -> None:
-    path = str(write_engine(tmp_path / "e"))
-    with pytest.raises(ValueError, match="at most batch 4 of length 64"):
-        infer_c.bert_inf(path, 5, 64)
-    if infer_c.device_count() == 0:
-        with pytest.raises(RuntimeError, match="no CUDA device"):
-            infer_c.bert_inf(path, 1, 16, True)
-        assert infer_c.capability() == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "word"),
-    [
-        (["--help"], 0, "usage: perf"),
-        (["-b", "x", "-e", "e"], 1, "--batch_size x"),
-        (["-b", "0", "-e", "e"], 1, "at least 1"),
-        (["--sequence_length"], 1, "usage: perf"),
-        ([], 1, "no engine given"),
-        (["-e", "e", "stray"], 1, "unexpected argument stray"),
-        (["-e", "/missing", "--sequence_length", "64", "--ramdon_seed", "1"], 255, "cannot be opened"),
-    ],
-)
-def test_perf_options(build: Path, arguments: list[str], status: int, word: str) -> None:
-    done = subprocess.run([build / "perf", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == status
-    assert word in done.stdout + done.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=load, capability=lambda: 90, device_name=lambda: "A"))
+    path = write_engine(tmp_path / "e")
+    assert f"are looked for at the first run: {path} failed on this GPU (cudaGraphInstantiate failed" in capsys.readouterr().err
+    assert read_info(path).details == {}
+    session, batch = backends.load(path, read_info(path), backends.LoadOptions()), random_batch([9], CONFIG.vocab_size)
+    sentence = rf"the cuda engine {path} failed on this GPU \(.*out of memory\)\); run it again, with a smaller -b"
+    for call in (lambda: session.run(batch), session.timer(batch)):
+        with pytest.raises(BertError, match=sentence) as caught:
+            call()
+        assert caught.value.status == 1
+    assert not list((tmp_path / "cache").rglob("*.json"))

@@ -44,7 +44,7 @@ def test_every_command_of_the_tour_works(place: Path) -> None:
     for block in blocks("bash", TOUR):
         for command in block.strip().splitlines():
             if command.startswith("cmake "):
-                continue  # compiled, as far as the machine can, by test_cuda.py
+                continue  # compiled, as far as the machine can, by test_cuda_module.py
             done = run(command, place)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr

@@ -23,12 +23,13 @@ from helpers.batching import Batch
 from helpers.config import BertConfig, BuildOptions
 from helpers.eight_bit import eight_bit_format
 from helpers.engine_file import METADATA_KEY, EngineInfo, written_whole
-from helpers.errors import EngineMismatch, MissingDependency, UsageError
+from helpers.errors import BertError, EngineMismatch, MissingDependency, UsageError
 from helpers.files import cache_directory
 from helpers.weights import Weights
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
+MOST_TOKENS = 1 << 30  # of a batch; infer_c/engine_file.h kMostTokens
 
 
 def infer_c() -> Any:
@@ -84,6 +85,11 @@ def build(config: BertConfig, weights: Weights, options: BuildOptions, info: Eng
             f"the cuda backend runs {options.precision} with head sizes 32 and 64 and up to 512 tokens, not {config.head_size} and "
             f"{max(options.sequence_lengths)}; give --fp16 instead of --{options.precision}"
         )
+    if (tokens := info.max_batch * info.max_length) > MOST_TOKENS:
+        raise UsageError(
+            f"the cuda backend runs at most {MOST_TOKENS} tokens at a time, batch {info.max_batch} of length {info.max_length} has "
+            f"{tokens}; give a smaller -b or -s"
+        )
     from safetensors.numpy import save_file
 
     tensors = packed_tensors(config, weights, np.dtype(np.float16 if options.fp16 or eight_bit else np.float32), eight_bit)
@@ -103,10 +109,14 @@ def _search(path: Path, output: Path, info: EngineInfo) -> dict[str, Any]:
     except EngineMismatch as error:
         print(f"for another machine: {error}", file=sys.stderr)
         return {}
-    engine = infer_c().bert_inf(str(path), enable_graph=False)
-    for size in info.batch_sizes:
-        for length in info.sequence_lengths:
-            engine.prepare(size, length)
+    try:
+        engine = infer_c().bert_inf(str(path), enable_graph=False)
+        for size in info.batch_sizes:
+            for length in info.sequence_lengths:
+                engine.prepare(size, length)
+    except (RuntimeError, ValueError) as error:
+        print(f"the fastest kernels are looked for at the first run: {output} failed on this GPU ({error})", file=sys.stderr)
+        return {}
     return {"algorithms": json.loads(engine.choices()), "searched_on": infer_c().device_name()}
 
 
@@ -135,6 +145,7 @@ class CudaSession:
     def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
         self.info = info
         self.batch_size = min(self.batch_size, info.max_batch)
+        self._path = path
         self._memory = _AlgorithmMemory(info)
         self._seen: set[tuple[int, int]] = set()
         self._log = options.log
@@ -145,14 +156,21 @@ class CudaSession:
         fresh = shape not in self._seen  # only a new shape can start a search
         if fresh:
             self._announce(batch)
-        try:
-            logits: np.ndarray = self._engine.run_packed(batch.ids, batch.segments, batch.cu_seqlens)
-        except ValueError as error:
-            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+        logits: np.ndarray = self._checked(self._engine.run_packed, batch.ids, batch.segments, batch.cu_seqlens)
         if fresh:
             self._seen.add(shape)
             self._memory.write(self._engine)
         return logits
+
+    def _checked(self, call: Callable[..., Any], *arrays: np.ndarray) -> Any:
+        try:
+            return call(*arrays)
+        except ValueError as error:
+            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+        except RuntimeError as error:
+            raise BertError(
+                f"the cuda engine {self._path} failed on this GPU ({error}); run it again, with a smaller -b where memory is short"
+            ) from error
 
     def _announce(self, batch: Batch) -> None:
         if not self._engine.searched(batch.size, batch.max_seqlen, batch.tokens):
@@ -161,13 +179,9 @@ class CudaSession:
     def timer(self, batch: Batch) -> Callable[[], float]:
         """Stage a batch on the device; return a function that runs it and returns its milliseconds between two CUDA events."""
         self._announce(batch)
-        try:
-            self._engine.stage(batch.ids, batch.segments, batch.cu_seqlens)
-        except ValueError as error:
-            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+        self._checked(self._engine.stage, batch.ids, batch.segments, batch.cu_seqlens)
         self._memory.write(self._engine)
-        timed: Callable[[], float] = self._engine.time_staged
-        return timed
+        return lambda: self._checked(self._engine.time_staged)
 
     def describe(self) -> dict[str, Any]:
         facts = self._engine.facts()
@@ -186,19 +200,25 @@ class _AlgorithmMemory:
 
     def __init__(self, info: EngineInfo) -> None:
         device = infer_c().device_name()
-        self._known = dict(info.details.get("algorithms", {})) if info.details.get("searched_on") == device else {}
+        self._known: dict[str, Any] = {}
+        if info.details.get("searched_on") == device:
+            self._learn(info.details.get("algorithms"))
         identity = f"{__version__}{info.config}{info.precision}{device}"
         self._path = cache_directory("cuda") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
+    def _learn(self, found: Any) -> None:
+        if isinstance(found, dict):  # anything else is damaged; so may entries be, which infer_c leaves out
+            self._known.update(found)
+
     def read(self) -> str:
-        with contextlib.suppress(OSError, ValueError):  # none yet
-            self._known.update(json.loads(self._path.read_text()))
+        with contextlib.suppress(OSError, ValueError, RecursionError):  # none yet, or damaged
+            self._learn(json.loads(self._path.read_text()))
         return json.dumps(self._known)
 
     def write(self, engine: Any) -> None:
         """Keep what an engine has found; a cache that cannot be written costs a search at the next start and nothing else."""
         found = json.loads(engine.choices())
-        if found.keys() <= self._known.keys():
+        if found.items() <= self._known.items():
             return
         self._known.update(found)
         try:
