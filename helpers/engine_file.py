@@ -272,6 +272,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         else:
             stack.callback(temporary.unlink, missing_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask says: libraries may write a file for its owner alone
             yield temporary
             if stream:
                 with temporary.open("rb") as whole, path.open("wb") as to:
@@ -279,6 +281,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
                 return
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            temporary.chmod(mode)
             os.replace(temporary, os.path.realpath(path))
         except Exception as error:
             if reason := lack_of_room(error):

@@ -3,23 +3,16 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, small_config
 from helpers.config import BertConfig
-from helpers.engine_file import METADATA_KEY, EngineInfo, read_info, written_whole
-from helpers.errors import EngineMismatch
+from helpers.engine_file import METADATA_KEY, EngineInfo
 
 ASK = ("-p", PASSAGE, "-q", QUESTION)
 
@@ -283,96 +276,6 @@ def test_an_engine_that_is_larger_than_the_memory(script, engines, monkeypatch, 
     assert (ended.status, "(86 MiB) does not fit; free some memory" in ended.sentence) == (1, True), ended.err
 
 
-def test_an_engine_without_vocabulary_asks_for_one(script, tmp_path) -> None:
-    (tmp_path / "bert_config.json").write_text((MODEL / "bert_config.json").read_text())
-    engine = tmp_path / "e"
-    assert script("builder", "-x", ONNX, "-c", tmp_path, "-o", engine, "--backend", "cpu").status == 0
-    ended = script("inference", "-e", engine, *ASK)
-    assert (ended.status, "carries no vocabulary; give the model's vocab.txt with -v" in ended.sentence) == (2, True)
-    assert script("inference", "-e", engine, "-v", MODEL / "vocab.txt", *ASK).status == 0
-
-
-def test_an_engine_of_a_backend_that_is_missing_here(script, engines, tmp_path) -> None:
-    """What a user sees who copies an engine from a machine with TensorRT."""
-    plan = tmp_path / "plan.engine"
-    plan.write_bytes(b"ftrt" + b"\0" * 100)
-    info = replace(read_info(engines["fp32"]), backend="tensorrt", gpu="NVIDIA A100 8.0")
-    (tmp_path / "plan.engine.json").write_text(info.to_json())
-    ended = script("inference", "-e", plan, *ASK)
-    assert ended.status == 3
-    assert "tensorrt" in ended.sentence.lower()
-    assert "pip install" in ended.sentence
-
-
-def test_an_engine_of_another_format(script, engines, tmp_path) -> None:
-    plan = tmp_path / "plan.engine"
-    plan.write_bytes(b"x")
-    text = read_info(engines["fp32"]).to_json().replace('"format": 1', '"format": 99')
-    (tmp_path / "plan.engine.json").write_text(text)
-    ended = script("inference", "-e", plan, *ASK)
-    assert (ended.status, "has engine format 99, this version reads format 1" in ended.sentence) == (4, True)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "sentence"),
-    [
-        (b'"backend": "cpu"', b'"backend": "abc"', "is an engine for the backend 'abc', this version has tensorrt, cuda, cpu"),
-        (b'"batch_sizes": [1]', b'"batch_sizes": "x"', "the metadata of {path} cannot be read (ValueError"),
-        (b'"sequence_lengths": [384]', b'"sequence_lengths": ["a"]', "the metadata of {path} cannot be read (ValueError"),
-        (b'"sequence_lengths": [384]', b'"sequence_lengths": [   ]', "the metadata of {path} cannot be read (ValueError"),
-        (b'"lower_case": true', b'"lower_case": null', "the metadata of {path} cannot be read (TypeError"),
-        (b'"backend": "cpu"', b'"backend": "c\xff "', "the metadata of {path} cannot be read (UnicodeDecodeError"),
-        (b'"backend": "cpu"', b'"backend": [[]]', "the metadata of {path} cannot be read (TypeError"),
-    ],
-)
-def test_metadata_that_is_wrong_in_one_place(script, engines, tmp_path, old: bytes, new: bytes, sentence: str) -> None:
-    path = tmp_path / "e"
-    content = engines["fp32"].read_bytes()
-    assert content.count(old) == 1
-    path.write_bytes(content.replace(old, new + b" " * (len(old) - len(new))))
-    ended = script("inference", "-e", path, *ASK)
-    assert (ended.status, sentence.format(path=path) in ended.sentence) == (4, True), ended.err
-
-
-@pytest.mark.parametrize("cut", range(24))
-def test_metadata_that_is_cut_off(tmp_path, cut: int) -> None:
-    """Wherever it ends: tag, lengths, key or value; and where a length says more than the file has."""
-    prefix = b"\x0a\x0fdemobert_engine\x12"
-    entry = b"\x72" + bytes([len(prefix) + 3]) + prefix + b"\x02{}"
-    for name, content in (("cut", entry[:cut]), ("long", b"\x72" + b"\xff" * (cut % 9) + b"\x7f")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(EngineMismatch, match="is no engine of builder.py|cannot be read"):
-            read_info(tmp_path / name)
-
-
-def test_an_engine_that_may_not_be_read(script, engines, tmp_path, monkeypatch) -> None:
-    def refuse(path: Path, *arguments: object, **more: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-    long = script("inference", "-e", tmp_path / ("e" * 300), *ASK)
-    assert (long.status, "cannot be read (File name too long); correct -e/--engine" in long.sentence) == (1, True)
-    for method in ("open", "stat"):  # root may read everything, so that a mode of 000 would show nothing
-        with monkeypatch.context() as patch:
-            patch.setattr(Path, method, refuse)
-            ended = script("inference", "-e", engines["fp32"], *ASK)
-        assert (ended.status, "cannot be read (Permission denied); correct -e/--engine" in ended.sentence) == (1, True), ended.err
-
-
-@pytest.mark.parametrize("backend", ["cpu", "cuda"])
-def test_an_engine_in_the_place_of_a_plan(script, engines, tmp_path, backend: str) -> None:
-    """The plan's metadata would hide the engine's own."""
-    out, beside = tmp_path / "e", tmp_path / "e.json"
-    beside.write_text(replace(read_info(engines["fp32"]), backend="tensorrt").to_json())
-    ended = script("builder", "-x", ONNX, "-c", MODEL, "-o", out, "--backend", backend)
-    assert (ended.status, beside.exists(), f"removed {beside}" in ended.err) == (0, False, True)
-    for text in ('{"id": "an answer"}', "[", replace(read_info(out), backend="tensorrt").to_json()):
-        beside.write_text(text)
-        assert read_info(out).backend == backend
-    beside.write_text('{"id": "an answer"}')
-    assert script("builder", "-x", ONNX, "-c", MODEL, "-o", out, "--backend", backend).status == 0
-    assert beside.read_text() == '{"id": "an answer"}'
-
-
 def test_logits_that_are_not_finite_are_not_turned_into_answers(script, tmp_path) -> None:
     import onnx
 
@@ -389,56 +292,3 @@ def test_logits_that_are_not_finite_are_not_turned_into_answers(script, tmp_path
     assert METADATA_KEY in {entry.key for entry in onnx.load(path).metadata_props}
     ended = script("inference", "-e", path, *ASK)
     assert (ended.status, "gave logits that are not finite numbers" in ended.sentence) == (4, True)
-
-
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "KILL"])
-def test_a_killed_build_leaves_nothing_half_written(tmp_path, kill: signal.Signals) -> None:
-    """Killed at several moments of the work: there is no engine, or a whole one."""
-    out = tmp_path / "e.engine"
-    command = [sys.executable, "builder.py", "-x", ONNX, "-c", MODEL, "-o", out, "--backend", "cpu"]
-    for delay in (0.0, 0.15, 0.4):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        assert process.stderr
-        while not (line := process.stderr.readline()).startswith("building: "):
-            assert line, "the build ended early"
-        time.sleep(delay)
-        process.send_signal(kill)
-        _, err = process.communicate(timeout=60)
-        assert "Traceback" not in err, err
-        left = list(tmp_path.iterdir())
-        if out in left:
-            assert read_info(out).backend == "cpu"
-        if kill != signal.SIGKILL:
-            assert set(left) <= {out}
-            # Python drops its handlers when it ends: then the signal itself is the status, and the engine is whole.
-            assert process.returncode in (130, 143) or out in left, err
-
-
-def test_a_failed_write_keeps_the_old_file(tmp_path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("backend", ["cpu", "cuda"])
-def test_a_full_disk_is_said_in_one_sentence(tmp_path, backend: str) -> None:
-    """A limit on the size of files stands for the disk: writing fails on the way."""
-    out = tmp_path / "e.engine"
-    out.write_text("old")
-    build = shlex.join([sys.executable, "builder.py", "-x", str(ONNX), "-c", str(MODEL), "-o", str(out), "--backend", backend])
-    done = subprocess.run(["bash", "-c", f"ulimit -f 10000; {build}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert f"error: {out} cannot be written (File too large); make room there" in done.stderr
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(out, "old")]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file")
-def test_results_sent_to_a_full_disk(engines) -> None:
-    ask = shlex.join([sys.executable, "inference.py", "-e", str(engines["fp32"]), *ASK])
-    done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stderr.splitlines()[-1].startswith("error: the output cannot be written (No space left on device)")
-    assert (done.returncode, "Traceback" in done.stderr) == (1, False)

@@ -283,7 +283,7 @@ def test_failures_of_the_gpu_are_sentences(
     assert f"are looked for at the first run: {path} failed on this GPU (cudaGraphInstantiate failed" in capsys.readouterr().err
     assert read_info(path).details == {}
     session, batch = backends.load(path, read_info(path), backends.LoadOptions()), random_batch([9], CONFIG.vocab_size)
-    sentence = rf"the cuda engine {path} failed on this GPU \(.*out of memory\)\); run it again, with a smaller -b"
+    sentence = rf"the engine {path} failed on this GPU \(.*out of memory\)\); run it again, with a smaller -b"
     for call in (lambda: session.run(batch), session.timer(batch)):
         with pytest.raises(BertError, match=sentence) as caught:
             call()

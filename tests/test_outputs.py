@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where results go: through links and into pipes, and never over what they are made from."""
+"""Where results go: through links and into pipes, never over what they are made from, and whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from conftest import MODEL, ONNX, SAMPLE
-from helpers.engine_file import read_info
+from conftest import MODEL, ONNX, PASSAGE, QUESTION, ROOT, SAMPLE
+from helpers.engine_file import read_info, written_whole
 
 
 def test_a_link_stays_and_what_it_leads_to_is_replaced(script, few, engines, tmp_path) -> None:
@@ -37,6 +41,14 @@ def test_an_engine_goes_into_a_pipe(script, tmp_path, backend: str) -> None:
     assert pipe.is_fifo()
     assert read_info(tmp_path / "e.engine").backend == backend
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.engine", "pipe"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_an_engine_may_be_read_by_whom_the_umask_lets(script, tmp_path, backend: str) -> None:
+    other = tmp_path / "other"
+    other.touch()
+    assert script("builder", "-x", ONNX, "-c", MODEL, "-o", tmp_path / "e.engine", "--backend", backend).status == 0
+    assert (tmp_path / "e.engine").stat().st_mode == other.stat().st_mode
 
 
 @pytest.mark.parametrize(
@@ -73,3 +85,56 @@ def test_what_is_read_is_not_overwritten(script, engines, tmp_path, monkeypatch,
     assert (ended.status, ended.out) == (2, "")
     assert f", which {other} uses too; give each a file of its own" in ended.sentence
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["Ctrl-C", "TERM", "KILL"])
+def test_a_killed_build_leaves_nothing_half_written(tmp_path, kill: signal.Signals) -> None:
+    """Killed at several moments of the work: there is no engine, or a whole one."""
+    out = tmp_path / "e.engine"
+    command = [sys.executable, "builder.py", "-x", ONNX, "-c", MODEL, "-o", out, "--backend", "cpu"]
+    for delay in (0.0, 0.15, 0.4):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert process.stderr
+        while not (line := process.stderr.readline()).startswith("building: "):
+            assert line, "the build ended early"
+        time.sleep(delay)
+        process.send_signal(kill)
+        _, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        left = list(tmp_path.iterdir())
+        if out in left:
+            assert read_info(out).backend == "cpu"
+        if kill != signal.SIGKILL:
+            assert set(left) <= {out}
+            # Python drops its handlers when it ends: then the signal itself is the status, and the engine is whole.
+            assert process.returncode in (130, 143) or out in left, err
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, backend: str) -> None:
+    """A limit on the size of files stands for the disk: writing fails on the way."""
+    out = tmp_path / "e.engine"
+    out.write_text("old")
+    build = shlex.join([sys.executable, "builder.py", "-x", str(ONNX), "-c", str(MODEL), "-o", str(out), "--backend", backend])
+    done = subprocess.run(["bash", "-c", f"ulimit -f 10000; {build}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"error: {out} cannot be written (File too large); make room there" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(out, "old")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this file")
+def test_results_sent_to_a_full_disk(engines) -> None:
+    ask = shlex.join([sys.executable, "inference.py", "-e", str(engines["fp32"]), "-p", PASSAGE, "-q", QUESTION])
+    done = subprocess.run(["bash", "-c", f"{ask} > /dev/full"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].startswith("error: the output cannot be written (No space left on device)")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)

@@ -46,7 +46,9 @@ def infer_c() -> Any:
         reason = "was compiled from an older version" if hasattr(module, "bert_inf") else "is not compiled"
     except ImportError as error:
         reason = f"cannot be loaded ({error})"
-    raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; in {ROOT} run: {BUILD_COMMAND}")
+    installed = not (ROOT / "CMakeLists.txt").exists()
+    place = "in a clone of the repository, whose build/ INFER_C_DIR then names," if installed else f"in {ROOT}"
+    raise MissingDependency(f"infer_c, which runs cuda engines, {reason}; {place} run: {BUILD_COMMAND}")
 
 
 def check() -> None:
@@ -136,6 +138,18 @@ def check_hardware(path: Path, info: EngineInfo) -> None:
         )
 
 
+def checked(path: Path, call: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """Call infer_c with an engine's input; what it refuses is an EngineMismatch, what fails on the GPU a BertError."""
+    try:
+        return call(*arrays)
+    except ValueError as error:
+        raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
+    except RuntimeError as error:
+        raise BertError(
+            f"the engine {path} failed on this GPU ({error}); run it again, with a smaller -b where memory is short"
+        ) from error
+
+
 class CudaSession:
     """An engine on the GPU. Calls from several threads queue, so a second one is ready when the first is done."""
 
@@ -156,21 +170,11 @@ class CudaSession:
         fresh = shape not in self._seen  # only a new shape can start a search
         if fresh:
             self._announce(batch)
-        logits: np.ndarray = self._checked(self._engine.run_packed, batch.ids, batch.segments, batch.cu_seqlens)
+        logits: np.ndarray = checked(self._path, self._engine.run_packed, batch.ids, batch.segments, batch.cu_seqlens)
         if fresh:
             self._seen.add(shape)
             self._memory.write(self._engine)
         return logits
-
-    def _checked(self, call: Callable[..., Any], *arrays: np.ndarray) -> Any:
-        try:
-            return call(*arrays)
-        except ValueError as error:
-            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
-        except RuntimeError as error:
-            raise BertError(
-                f"the cuda engine {self._path} failed on this GPU ({error}); run it again, with a smaller -b where memory is short"
-            ) from error
 
     def _announce(self, batch: Batch) -> None:
         if not self._engine.searched(batch.size, batch.max_seqlen, batch.tokens):
@@ -179,9 +183,9 @@ class CudaSession:
     def timer(self, batch: Batch) -> Callable[[], float]:
         """Stage a batch on the device; return a function that runs it and returns its milliseconds between two CUDA events."""
         self._announce(batch)
-        self._checked(self._engine.stage, batch.ids, batch.segments, batch.cu_seqlens)
+        checked(self._path, self._engine.stage, batch.ids, batch.segments, batch.cu_seqlens)
         self._memory.write(self._engine)
-        return lambda: self._checked(self._engine.time_staged)
+        return lambda: checked(self._path, self._engine.time_staged)
 
     def describe(self) -> dict[str, Any]:
         facts = self._engine.facts()

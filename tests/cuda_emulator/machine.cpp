@@ -17,7 +17,7 @@ constexpr size_t kStack = 256 << 10, kShared = 228 << 10;
 
 // Stacks outlive a cluster: mapping them costs more than running on them.
 char* stack(size_t number) {
-  static std::vector<char*> all;
+  static thread_local std::vector<char*> all;
   while (all.size() <= number) {
     void* made = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made == MAP_FAILED) throw std::bad_alloc();

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from helpers.backends import LoadOptions
+from helpers.backends import LoadOptions, cuda
 from helpers.batching import Batch
 from helpers.engine_file import EngineInfo
-from helpers.errors import EngineMismatch, MissingDependency
+from helpers.errors import MissingDependency
 
 
 def runner() -> Any:
     """Return the compiled module; raise MissingDependency when it is not there or was built without TensorRT."""
-    from helpers.backends import cuda
-
     module = cuda.infer_c()
     if not getattr(module, "tensorrt_version", lambda: 0)():
         raise MissingDependency(
@@ -34,18 +32,19 @@ class CSession:
 
     def __init__(self, path: Path, info: EngineInfo, options: LoadOptions) -> None:
         self.info, self.batch_size = info, info.max_batch
+        self._path = path
         self._version = runner().tensorrt_version()
         self._engine = runner().bert_inf(str(path), enable_graph=options.enable_graph)
 
     def run(self, batch: Batch) -> np.ndarray:
         """Return start and end logits, float32 (tokens, 2)."""
-        return self._checked(self._engine.run_packed, batch)  # type: ignore[no-any-return]
+        logits: np.ndarray = cuda.checked(self._path, self._engine.run_packed, batch.ids, batch.segments, batch.cu_seqlens)
+        return logits
 
     def timer(self, batch: Batch) -> Callable[[], float]:
         """Stage a batch on the device; return a function that runs it and returns its milliseconds between two CUDA events."""
-        self._checked(self._engine.stage, batch)
-        timed: Callable[[], float] = self._engine.time_staged
-        return timed
+        cuda.checked(self._path, self._engine.stage, batch.ids, batch.segments, batch.cu_seqlens)
+        return lambda: cuda.checked(self._path, self._engine.time_staged)
 
     def describe(self) -> dict[str, Any]:
         """Return GPU, versions and how the engine runs."""
@@ -57,10 +56,3 @@ class CSession:
             "network": self.info.details.get("network", "unknown"),
             "path": f"{facts['path']}, CUDA graph",
         }
-
-    @staticmethod
-    def _checked(call: Callable[..., Any], batch: Batch) -> Any:
-        try:
-            return call(batch.ids, batch.segments, batch.cu_seqlens)
-        except ValueError as error:
-            raise EngineMismatch(f"{error}; build an engine for such requests with -b and -s") from error
