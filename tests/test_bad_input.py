@@ -249,11 +249,13 @@ def test_a_vocabulary_larger_than_the_model(script, tmp_path) -> None:
     assert ended.status == 1
 
 
-def test_a_model_that_is_larger_than_the_memory(script, tmp_path) -> None:
-    values = json.loads((MODEL / "bert_config.json").read_text()) | {"vocab_size": 2**40}
-    (tmp_path / "bert_config.json").write_text(json.dumps(values))
-    ended = script("builder", "--random-weights", 1, "-c", tmp_path, "-o", tmp_path / "e", "--backend", "cpu")
-    assert "out of memory: the model's 422,212," in ended.sentence
+def test_a_model_that_is_larger_than_the_memory(script, tmp_path, monkeypatch) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("helpers.backends.cpu.build", full)
+    ended = script("builder", "-x", ONNX, "-c", MODEL, "-o", tmp_path / "e", "--backend", "cpu")
+    assert "out of memory: the model's 22,566,146 parameters take 0.1 GiB" in ended.sentence
     assert (ended.status, "free some memory" in ended.sentence, "-b" in ended.sentence) == (1, True, False)
 
 

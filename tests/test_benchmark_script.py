@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -180,7 +181,11 @@ def test_checkpoints_are_downloaded_once_and_never_made_up(run: Run, root: Path)
 def test_ctrl_c_keeps_what_is_measured(root: Path, tmp_path: Path) -> None:
     variables = {**variables_of(root), "WAIT": "2"}
     command = ["bash", str(root / "scripts" / "inference_benchmark.sh"), *SMALL, "--batches", "1", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs of a shell, these tests among them, may not
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=variables, start_new_session=True, stderr=pipe, text=True, preexec_fn=heed
+    )
     assert process.stderr
     while process.stderr.readline().strip() != "waiting":
         assert process.poll() is None
