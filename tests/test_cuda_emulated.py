@@ -7,10 +7,8 @@ python -m pytest -p tests.cuda_engine.small tests/test_cuda_kernels.py tests/tes
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from tests.cuda_engine import built
 
 pytestmark = pytest.mark.slow
 SMALL = ("-p", "tests.cuda_engine.small")
@@ -25,19 +24,11 @@ SMALL = ("-p", "tests.cuda_engine.small")
 
 @pytest.fixture(scope="module")
 def build() -> Path:
-    """Compile the engine for the emulator; a second run only compiles what changed."""
-    missing = [tool for tool in ("cmake", "g++") if not shutil.which(tool)]
-    missing += [package for package in ("pybind11",) if not importlib.util.find_spec(package)]
-    if missing:
-        pytest.skip(f"compiling the emulator needs {', '.join(missing)}")
-    directory = ROOT / "build" / "emulator"
-    configure = ["cmake", "-S", ROOT / "tests" / "cuda_emulator", "-B", directory, f"-DPython3_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", directory, "-j", str(os.cpu_count() or 1)]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-        if lacking := re.search(r"Could not find (CUDA_INCLUDE|CUBLASLT_INCLUDE)", done.stderr):
-            pytest.skip(f"compiling the emulator needs the headers of CUDA and cuBLAS ({lacking[1]} was not found)")
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return directory
+    """Return where the engine's modules are, compiled for the emulator."""
+    lacking = {
+        f"Could not find {name}": f"the headers of {of}" for name, of in (("CUDA_INCLUDE", "CUDA"), ("CUBLASLT_INCLUDE", "cuBLAS"))
+    }
+    return built.compiled(ROOT / "tests" / "cuda_emulator", ROOT / "build" / "emulator", tools=("g++",), lacking=lacking)
 
 
 def run(build: Path, every: int, *arguments: str) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,24 +15,15 @@ import pytest
 from conftest import ROOT
 from helpers.engine_file import METADATA_KEY
 from test_cuda import CONFIG, header_of, no_module, write_engine  # noqa: F401  (a fixture)
+from tests.cuda_engine import built
 
 
 @pytest.fixture(scope="module")
 def build() -> Path:
-    """Compile infer_c and perf for Hopper; a second run only compiles what changed."""
-    missing = [tool for tool in ("cmake", "nvcc") if not shutil.which(tool)]
-    missing += [package for package in ("pybind11",) if not importlib.util.find_spec(package)]
-    if missing:
-        pytest.skip(f"compiling infer_c needs {', '.join(missing)}")
-    directory = ROOT / "build" / "cuda-test"
-    configure = ["cmake", "-S", ROOT, "-B", directory, "-DBERT_CUDA_ARCHITECTURES=90a", f"-DPython3_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", directory, "-j", str(os.cpu_count() or 1)]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-        if "cuBLASLt was found neither" in done.stderr:
-            pytest.skip("compiling infer_c needs cuBLAS: pip install nvidia-cublas")
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        assert "warning" not in done.stderr, done.stderr[-4000:]
-    return directory
+    """Return where infer_c and perf are, compiled for Hopper."""
+    lacking = {"cuBLASLt was found neither": "cuBLAS: pip install nvidia-cublas"}
+    settings = "-DBERT_CUDA_ARCHITECTURES=90a"
+    return built.compiled(ROOT, ROOT / "build" / "cuda-test", settings, tools=("nvcc",), lacking=lacking)
 
 
 @pytest.fixture(scope="module")

@@ -92,10 +92,11 @@ void run_step(const std::string& code, const std::vector<std::string>& x, State&
   if (starts(code, "ex2.approx")) return s.set(x[0], std::exp2(as_float(s.get(x[1]))));
   if (code == "tanh.approx.f32") return s.set(x[0], std::tanh(as_float(s.get(x[1]))));
   if (code == "tanh.approx.f16x2") {
-    const uint32_t pair = s.word(x[1]);
-    const float2 f = __half22float2(reinterpret_cast<const __half2&>(pair));
-    const __half2 result = __floats2half2_rn(std::tanh(f.x), std::tanh(f.y));
-    return s.set(x[0], uint64_t{reinterpret_cast<const uint32_t&>(result)});
+    __half2 pair;
+    const uint32_t bits = s.word(x[1]);
+    std::memcpy(static_cast<void*>(&pair), &bits, 4);
+    const float2 f = __half22float2(pair);
+    return s.set(x[0], in(__floats2half2_rn(std::tanh(f.x), std::tanh(f.y))).value);
   }
   if (starts(code, "mbarrier.init")) return barrier_init(s.word(x[0]), s.word(x[1]));
   if (starts(code, "mbarrier.arrive.expect_tx")) return barrier_arrive(s.word(x[1]), s.word(x[2]));

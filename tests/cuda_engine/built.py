@@ -1,17 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what CMake built, for the tests: modules in build/ (or where BERT_BUILD says), and what GPU there is."""
+"""What CMake builds, for the tests: compiles it, finds modules in build/ (or where BERT_BUILD says), and says what GPU there is."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("BERT_BUILD", ROOT / "build"))
+
+
+def compiled(source: Path, directory: Path, *settings: str, tools: tuple[str, ...], lacking: dict[str, str]) -> Path:
+    """Build a CMake project into a directory and return that; a second run only compiles what changed.
+
+    Skips the test where tools or what CMake looks for are missing: `lacking` has what it says then, and what is to be said.
+    """
+    missing = [tool for tool in ("cmake", *tools) if not shutil.which(tool)]
+    missing += [package for package in ("pybind11",) if not importlib.util.find_spec(package)]
+    if missing:
+        pytest.skip(f"compiling {directory.name} needs {', '.join(missing)}")
+    configure = ["cmake", "-S", str(source), "-B", str(directory), f"-DPython3_EXECUTABLE={sys.executable}", *settings]
+    for command in (configure, ["cmake", "--build", str(directory), "-j", str(os.cpu_count() or 1)]):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        for said, needed in lacking.items():
+            if said in done.stderr:
+                pytest.skip(f"compiling {directory.name} needs {needed}")
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert "warning" not in done.stderr, done.stderr[-4000:]
+    return directory
 
 
 def module(name: str) -> ModuleType | None:
