@@ -18,7 +18,7 @@ from helpers.config import BertConfig, BuildOptions, Layout
 from helpers.engine_file import EngineInfo, check_writable, drop_stale_sidecar, sidecar
 from helpers.engine_text import check_vocabulary
 from helpers.errors import BertError, UsageError
-from helpers.files import check_apart
+from helpers.files import check_apart, is_file
 from helpers.tokenization import FullTokenizer
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges, expected_shapes
@@ -225,10 +225,11 @@ def with_ranges(
     squad = squad_file(args.squad_json)
     settings = calibrator.settings_of(tokenizer, squad, count, length, percentile)
     cache = Path(args.calib_path) if args.calib_path else calibrator.default_cache(config, weights, length)
-    if cache.exists():
+    if is_file(cache, "calibration cache"):
         ranges = calibrator.read_cache(cache, weights, settings, config)
         log(f"ranges: calibration cache {cache}")
     else:
+        check_writable(cache)
         batches = calibrator.text_batches(squad, tokenizer, count, length)
         log(f"ranges: measured on {len(batches)} questions of {squad}")
         with progress_bar(len(batches), "questions") as bar:

@@ -20,7 +20,10 @@ def cache_directory(name: str) -> Path:
 
 def is_stream(path: Path) -> bool:
     """Return whether something is at a path that is neither a file nor a directory: a device, a pipe."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # what cannot be looked at is for those to report who open it
+        return False
 
 
 def check_apart(inputs: Iterable[tuple[str, str | Path]], outputs: Iterable[tuple[str, str | Path | None]]) -> None:

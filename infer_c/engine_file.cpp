@@ -72,7 +72,7 @@ void check_places(const std::map<std::string, Tensor>& tensors) {
   for (const auto& [name, tensor] : tensors) {
     if (tensor.bytes > 0) places.emplace_back(static_cast<const char*>(tensor.data), &name);
   }
-  std::sort(places.begin(), places.end());
+  std::stable_sort(places.begin(), places.end(), [](const auto& a, const auto& b) { return a.first < b.first; });  // else by name, as in the map
   for (size_t i = 0; i < places.size(); ++i) {
     const Tensor& tensor = tensors.at(*places[i].second);
     if (reinterpret_cast<uintptr_t>(tensor.data) % std::max<size_t>(width_of(tensor.dtype), 1) != 0) {

@@ -140,6 +140,13 @@ def bad(tmp_path_factory):
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
         (
             "builder",
+            "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}",
+            1,
+            "is a directory; give the name of a file to write",
+        ),
+        ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {long_name}", 1, "cannot be read (File name too long)"),
+        (
+            "builder",
             "-x {onnx} -c {model} -o {out} --int8 --calibrate -j {bad}/latin1.txt -p {bad}/new",
             1,
             "the SQuAD file {bad}/latin1.txt is not UTF-8 text (byte 2); convert it to UTF-8",
