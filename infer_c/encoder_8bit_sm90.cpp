@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The forward pass on Hopper with INT8 or FP8 products: seven kernels a layer. 8-bit values flow from LayerNorm, attention and
-// GELU into the products; what a LayerNorm adds up stays FP16, stored before the norm (kernels/product_sm90.h).
+// GELU into the products, and as queries and keys into attention; attention's values and what a LayerNorm adds up stay FP16, the
+// latter stored before the norm (kernels/product_sm90.h).
 #include <cmath>
 #include <vector>
 
@@ -27,6 +28,7 @@ struct Operand {
 
 struct Layer {
   const float *gamma = nullptr, *beta = nullptr, *inner_gamma = nullptr, *inner_beta = nullptr;  // LayerNorms before products 0 and 2
+  float score_scale = 0;  // a product of queries and keys / that of the stored ones
   Operand products[kProducts];
 };
 
@@ -39,7 +41,8 @@ class EncoderEightBit final : public Encoder {
         weights_(file),
         capacity_(round_up(limits.max_rows(), 2 * kRowBox)),
         sum_{rows_of<__half>(config_.hidden_size), rows_of<__half>(config_.hidden_size)},
-        qkv_(rows_of<__half>(3 * config_.hidden_size)),
+        query_key_(rows_of<uint8_t>(2 * config_.hidden_size)),
+        value_(rows_of<__half>(config_.hidden_size)),
         normal_(rows_of<uint8_t>(config_.hidden_size)),
         context_(rows_of<uint8_t>(config_.hidden_size)),
         inner_(rows_of<uint8_t>(config_.intermediate_size)),
@@ -53,7 +56,7 @@ class EncoderEightBit final : public Encoder {
     load(file);
     const uint8_t* inputs[] = {normal_.data(), context_.data(), normal_.data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) input_maps_[i] = BoxMaps(inputs[i], format_, capacity_, i == 3 ? config_.intermediate_size : config_.hidden_size);
-    attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
+    attention_maps_ = attention_maps(format_, query_key_.data(), value_.data(), capacity_, attention_shape({}));
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
@@ -83,12 +86,14 @@ class EncoderEightBit final : public Encoder {
         }
         Product p{in.tokens, o.columns, o.depth, out, o.bias, o.factor, stats[residual], eps, sum_[residual].data(), {}, o.scale, inverse_scale};
         p.descending = descending;
+        if (epilogue == Epilogue::bias) p.narrow_out = query_key_.data(), p.narrow_columns = 2 * hidden;
         if (i + 1 < kProducts || l + 1 < layers_.size()) p.read_next(i + 1 < kProducts ? layer.products[i + 1] : layers_[l + 1].products[0], format_);
         product_sm90(stream, choice[i], format_, epilogue, input_maps_[i].of(choice[i].input_rows()), o.maps.of(choice[i]), p, rows);
       };
       // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
-      product(0, Epilogue::bias, qkv_.data(), 0, 1.f, true);
-      attention_sm90(stream, attention_map_, context_.data(), format_, layer.products[1].inverse_scale, in.cu_seqlens, attention_shape(bucket));
+      product(0, Epilogue::bias, value_.data(), 0, 1.f, true);
+      attention_sm90(stream, attention_maps_, context_.data(), format_, {layer.score_scale, layer.products[1].inverse_scale}, in.cu_seqlens,
+                     attention_shape(bucket));
       product(1, Epilogue::residual, sum_[1].data(), 0, 1.f, false);
       normalise(1, layer.inner_gamma, layer.inner_beta, layer.products[2], true);
       product(2, gelu, inner_.data(), 0, layer.products[3].inverse_scale, false);
@@ -100,7 +105,7 @@ class EncoderEightBit final : public Encoder {
 
   size_t weight_bytes() const override { return weights_.bytes(); }
   size_t activation_bytes() const override {
-    return sum_[0].bytes() + sum_[1].bytes() + qkv_.bytes() + normal_.bytes() + context_.bytes() + inner_.bytes() + stats_[0].bytes() + stats_[1].bytes();
+    return sum_[0].bytes() + sum_[1].bytes() + query_key_.bytes() + value_.bytes() + normal_.bytes() + context_.bytes() + inner_.bytes() + stats_[0].bytes() + stats_[1].bytes();
   }
   std::string name() const override { return format_ == Format::int8 ? "sm_90a INT8" : "sm_90a FP8"; }
   std::string choices() const override { return search_.json(); }
@@ -120,12 +125,13 @@ class EncoderEightBit final : public Encoder {
   Upload weights_;
   int capacity_;                      // rows
   Buffer<__half> sum_[2];             // (rows, hidden), before their LayerNorms: layer input, after attention
-  Buffer<__half> qkv_;                // (rows, 3 hidden)
+  Buffer<uint8_t> query_key_;         // (rows, 2 hidden)
+  Buffer<__half> value_;              // (rows, hidden)
   Buffer<uint8_t> normal_, context_, inner_;  // (rows, hidden), (rows, hidden), (rows, intermediate): what products read
   Buffer<float2> stats_[2];           // of sum_, one a row
   ProductSearch search_;
   BoxMaps input_maps_[kProducts];
-  CUtensorMap attention_map_;
+  AttentionMaps attention_maps_;
   Embeddings<__half> table_{};
   const float *last_gamma_ = nullptr, *last_beta_ = nullptr;
   HeadWeights head_{weights_, config_.hidden_size};
@@ -138,6 +144,11 @@ void EncoderEightBit::load(const EngineFile& file) {
   const float* gamma = weights_.vector("bert_embeddings_layernorm_gamma", hidden);
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
   table_.gamma = gamma, table_.beta = beta;
+  const auto scale_of = [&](const std::string& name) {
+    const float scale = *static_cast<const float*>(file.tensor(name, "F32", {1}).data);
+    if (!(scale > 0) || std::isinf(scale) || std::isinf(1 / scale)) fail(name, " is ", scale, "; build the engine again");
+    return scale;
+  };
   const auto operand = [&](const std::string& name, int columns, int depth, bool residual) {
     Operand o;
     o.weights = static_cast<const uint8_t*>(weights_.bytes_of(name + "_kernel", format_ == Format::int8 ? "I8" : "U8", columns, depth, kColumnGroup));
@@ -147,9 +158,7 @@ void EncoderEightBit::load(const EngineFile& file) {
     if (residual) add(nullptr, bias, beta, bias, hidden);  // the residual's LayerNorm is finished in the product
     o.bias = bias;
     o.factor = gamma;
-    const float scale = *static_cast<const float*>(file.tensor(name + "_input_scale", "F32", {1}).data);
-    if (!(scale > 0) || std::isinf(scale) || std::isinf(1 / scale)) fail(name, "_input_scale is ", scale, "; build the engine again");
-    o.inverse_scale = 1 / scale;
+    o.inverse_scale = 1 / scale_of(name + "_input_scale");
     o.maps = WeightMaps(o.weights, format_, columns, depth);
     return o;
   };
@@ -157,6 +166,7 @@ void EncoderEightBit::load(const EngineFile& file) {
     const std::string l = "l" + std::to_string(i) + "_";
     Layer layer;
     layer.gamma = gamma, layer.beta = beta;
+    layer.score_scale = scale_of(l + "attention_self_score_scale");
     layer.products[0] = operand(l + "attention_self_qkv", 3 * hidden, hidden, false);
     layer.products[1] = operand(l + "attention_output_dense", hidden, hidden, true);
     layer.inner_gamma = gamma = weights_.vector(l + "attention_output_layernorm_gamma", hidden);

@@ -53,7 +53,7 @@ class EncoderSm90 final : public Encoder {
       input_maps_[i] = BoxMaps(inputs[i], Format::half, capacity_, depth);
     }
     fast_attention_ = attention_sm90_fits(config_.head_size(), limits.max_length);
-    if (fast_attention_) attention_map_ = attention_map(qkv_.data(), capacity_, attention_shape({}));
+    if (fast_attention_) attention_maps_ = attention_maps(qkv_.data(), capacity_, attention_shape({}));
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
@@ -107,7 +107,7 @@ class EncoderSm90 final : public Encoder {
 
   void attend(cudaStream_t stream, const Inputs& in, const Bucket& bucket) {
     if (fast_attention_) {
-      attention_sm90(stream, attention_map_, context_.data(), Format::half, 1.f, in.cu_seqlens, attention_shape(bucket));
+      attention_sm90(stream, attention_maps_, context_.data(), Format::half, {}, in.cu_seqlens, attention_shape(bucket));
     } else {
       attention_plain<__half>(stream, qkv_.data(), context_.data(), in.cu_seqlens, attention_shape(bucket));
     }
@@ -147,7 +147,7 @@ class EncoderSm90 final : public Encoder {
   Buffer<__half> qkv_, context_, inner_;  // (rows, 3 hidden), (rows, hidden), (rows, intermediate)
   Buffer<float2> stats_[2];          // of x_
   BoxMaps input_maps_[kProducts];
-  CUtensorMap attention_map_;
+  AttentionMaps attention_maps_;
   bool fast_attention_ = false;
   Embeddings<__half> table_{}, table_normal_{};  // the second normalises and nothing more
   ProductLt library_{true};

@@ -132,12 +132,18 @@ def test_eight_bit_products_come_back_within_half_a_step(tmp_path: Path, precisi
             amax = np.abs(kernel).max(1) * (0.75 if kernels else 1)
             input_amax = max(float(weights.ranges[f"l{layer}_{part}_input_amax"]) for part in parts)
             assert stored[f"{name}_kernel"].dtype == dtype and stored[f"{name}_input_scale"].shape == (1,)
-            np.testing.assert_array_equal(stored[f"{name}_bias"], bias)
+            units = np.ones(len(bias))  # of what the product gives: queries and keys are rounded too
+            if product == "attention_self_qkv":
+                for place, letter in enumerate("ab"):
+                    amax_of_operand = float(weights.ranges[f"l{layer}_attention_self_qv_{letter}_input_quantizer_amax"])
+                    units[place * CONFIG.hidden_size : (place + 1) * CONFIG.hidden_size] = amax_of_operand / limit
+                np.testing.assert_allclose(stored[f"l{layer}_attention_self_score_scale"], units[0] * units[CONFIG.hidden_size], rtol=1e-6)
+            np.testing.assert_allclose(stored[f"{name}_bias"] * units, bias, rtol=1e-6)
             np.testing.assert_allclose(stored[f"{name}_input_scale"], input_amax / limit, rtol=1e-6)
-            np.testing.assert_allclose(stored[f"{name}_scale"], amax / limit * input_amax / limit, rtol=1e-6)
+            np.testing.assert_allclose(stored[f"{name}_scale"] * units, amax / limit * input_amax / limit, rtol=1e-6)
             codes = stored[f"{name}_kernel"]
             values = (codes if precision == "int8" else codes.view(ml_dtypes.float8_e4m3fn)).astype(np.float32)
-            scale = stored[f"{name}_scale"] / stored[f"{name}_input_scale"]
+            scale = stored[f"{name}_scale"] * units / stored[f"{name}_input_scale"]
             wanted = np.clip(kernel, -amax[:, None], amax[:, None]) / scale[:, None]
             # INT8 steps are 1; E4M3 has 3 bits of mantissa, and steps of 1/512 below 1/64.
             half = 0.5 if precision == "int8" else np.maximum(np.abs(wanted) / 16, 1 / 1024)
@@ -150,8 +156,11 @@ def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> 
     for precision in ("int8", "fp8"):
         stored = load_file(write_engine(tmp_path / precision, weights=ranged(False), asked={precision: True}))
         kernels = {f"l{layer}_{product}_kernel" for layer in range(CONFIG.num_hidden_layers) for product in cuda_file.PRODUCTS}
-        assert stored.keys() - plain.keys() == {name.replace("kernel", end) for name in kernels for end in ("scale", "input_scale")}
-        for name in plain.keys() - kernels:
+        layers = range(CONFIG.num_hidden_layers)
+        of_scores = {f"l{layer}_attention_self_score_scale" for layer in layers}
+        scales = {name.replace("kernel", end) for name in kernels for end in ("scale", "input_scale")}
+        assert stored.keys() - plain.keys() == scales | of_scores
+        for name in plain.keys() - kernels - {f"l{layer}_attention_self_qkv_bias" for layer in layers}:
             assert stored[name].dtype == plain[name].dtype
             np.testing.assert_array_equal(stored[name], plain[name])
 

@@ -101,7 +101,7 @@ def test_fp16(epilogue: str, variant: tuple[int, ...]) -> None:
             expected = scale * (product - mean * factor) + bias
             expected = expected if epilogue == "norm" else gelu(expected, epilogue.removeprefix("norm_"))
         stats = tile_stats(base, width).astype(np.float32)
-        out, out_stats, _ = ops.product(
+        out, out_stats, *_ = ops.product(
             list(variant), 0, EPILOGUES[epilogue], half(x), half(w), bias, bias, factor, stats, width, eps, half(residual), 1.0, 0
         )
         out = out.view(np.float16).astype(np.float64)
@@ -134,10 +134,15 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
             expected = gelu(expected, epilogue)
         stats = tile_stats(base, columns).astype(np.float32)
         numbers = FORMATS[precision], EPILOGUES[epilogue]
-        out, _, _ = ops.product(
-            list(variant), *numbers, stored_x, stored_w, scale, bias, factor, stats, columns, eps, half(residual), inverse, 0
+        # Of query, key and value the first two leave in 8 bits, in whose units scale and bias then are.
+        narrow = columns // 96 * 64 if epilogue == "bias" else 0
+        unit = np.where(np.arange(columns) < narrow, np.float32(inverse), np.float32(1))
+        out, _, _, in_8_bits = ops.product(
+            list(variant), *numbers, stored_x, stored_w, scale * unit, bias * unit, factor, stats, columns, eps, half(residual), inverse, 0, narrow
         )
         where = f"{rows} x {columns} x {depth}"
+        check_rounded(in_8_bits, expected[:, :narrow] * inverse, precision, equal=0.95, slack=2e-3)
+        expected = expected[:, narrow:]
         if epilogue in ("bias", "residual"):
             out = out.view(np.float16).astype(np.float64)
             assert error(out, expected) <= 1e-3, where

@@ -35,12 +35,13 @@ def run_file(t: dict[str, np.ndarray], batch: Batch, precision: str) -> tuple[np
     """Return logits, and the 8-bit tensors by the name of the product that reads them, computed from an engine's tensors."""
     codes: dict[str, np.ndarray] = {}
 
-    def stored(name: str, x: np.ndarray) -> np.ndarray:
-        scaled = x / t[f"{name}_input_scale"]
+    def rounded(scaled: np.ndarray) -> np.ndarray:
         if precision == "int8":
-            codes[name] = np.clip(np.rint(scaled), -127, 127)
-        else:
-            codes[name] = np.clip(scaled, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+            return np.clip(np.rint(scaled), -127, 127)
+        return np.clip(scaled, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
+
+    def stored(name: str, x: np.ndarray) -> np.ndarray:
+        codes[name] = rounded(x / t[f"{name}_input_scale"])
         return codes[name]
 
     def product(name: str, x8: np.ndarray) -> np.ndarray:
@@ -62,6 +63,7 @@ def run_file(t: dict[str, np.ndarray], batch: Batch, precision: str) -> tuple[np
     for layer in range(CONFIG.num_hidden_layers):
         qkv, out, inner, last = (f"l{layer}_{name}" for name in cuda_file.PRODUCTS)
         q, k, v = np.split(product(qkv, stored(qkv, x)), 3, axis=1)
+        q, k = rounded(q) * t[f"l{layer}_attention_self_score_scale"], rounded(k)
         context = np.empty_like(q)
         for begin, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             for head in range(heads):
@@ -98,7 +100,7 @@ def test_rounding_is_visible_and_small(calibrated: Weights) -> None:
 
 
 def test_what_only_other_backends_round_stays_as_it_is(calibrated: Weights) -> None:
-    ranges = {name: np.float32(1e-3) for name in activation_ranges(CONFIG) if "quantizer" in name}
+    ranges = {name: np.float32(1e-3) for name in activation_ranges(CONFIG) if "quantizer" in name and "_qv_" not in name}
     spoiled = Weights(calibrated.tensors, {**calibrated.ranges, **ranges})
     found, expected = (cuda_file.simulation(CONFIG, each, "int8")(BATCH) for each in (spoiled, calibrated))
     assert np.array_equal(found, expected)

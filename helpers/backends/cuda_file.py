@@ -30,7 +30,8 @@ def packed_tensors(
     """Return the tensors of an engine file: query, key and value as one product; matrices in `dtype`, vectors and head in FP32.
 
     eight_bit: the format of the products' kernels in place of `dtype`; each then has a `_scale` (out,), which turns sums of stored
-    values into real numbers, and an `_input_scale` (1,), by which what the product reads is divided.
+    values into real numbers, and an `_input_scale` (1,), by which what the product reads is divided. Queries and keys are rounded
+    too: the scale and bias of their rows give them in units of what is stored, `_score_scale` (1,) the product of both units.
     """
     tensors: dict[str, np.ndarray] = {}
     of_products = {f"l{layer}_{part}" for layer in range(config.num_hidden_layers) for parts in PRODUCTS.values() for part in parts}
@@ -53,6 +54,12 @@ def packed_tensors(
             tensors[f"{name}_kernel"] = encode(kernel / scale[:, None], eight_bit)
             tensors[f"{name}_scale"] = scale * input_scale
             tensors[f"{name}_input_scale"] = input_scale
+            if parts == QUERY_KEY_VALUE:
+                units = np.array([weights.range(range_name) for range_name in query_key_ranges(layer)], np.float32) / LIMITS[eight_bit]
+                rows = np.repeat([*units, 1], config.hidden_size).astype(np.float32)  # (out,)
+                tensors[f"{name}_scale"] /= rows
+                tensors[f"{name}_bias"] = bias / rows
+                tensors[f"l{layer}_attention_self_score_scale"] = np.array([units.prod()], np.float32)
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
@@ -71,8 +78,13 @@ def input_amax(weights: Weights, layer: int, product: str) -> float:
     return max(weights.range(f"l{layer}_{part}_input_amax") for part in PRODUCTS[product])
 
 
+def query_key_ranges(layer: int) -> tuple[str, str]:
+    """Return the names of the ranges that queries and keys are rounded with, as operands of their product."""
+    return f"l{layer}_attention_self_qv_a_input_quantizer_amax", f"l{layer}_attention_self_qv_b_input_quantizer_amax"
+
+
 def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Reference:
-    """Return the reference that rounds what an 8-bit cuda engine rounds: what products read, and their kernels.
+    """Return the reference that rounds what an 8-bit cuda engine rounds: what products read, their kernels, queries and keys.
 
     All else is in float32 here and in FP16 there.
     """
@@ -83,4 +95,6 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Ref
             for part in parts:
                 ranges[f"l{layer}_{part}_input_amax"] = amax
                 ranges[f"l{layer}_{part}_kernel_amax"] = weights.kernel_amax(f"l{layer}_{part}")
+        for name in query_key_ranges(layer):
+            ranges[name] = np.asarray(weights.range(name), np.float32)
     return Reference(config, weights, ranges=ranges, precision=precision)

@@ -5,6 +5,8 @@
 #include <cuda.h>
 #include <cuda_fp16.h>
 
+#include <cstdint>
+
 #include "embedding.h"
 #include "format.h"
 
@@ -21,11 +23,26 @@ struct AttentionShape {
 template <class T>
 void attention_plain(cudaStream_t stream, const T* qkv, T* context, const int* cu_seqlens, const AttentionShape& shape);
 
-// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. `map` is the tensor map of qkv that attention_map makes
-// once. `context` is stored as `format`, its values times `inverse_scale` (1 for FP16).
+// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. Queries, keys and context are FP16, or all three of one 8-bit
+// format; values are FP16.
 bool attention_sm90_fits(int head_size, int max_seqlen);
-CUtensorMap attention_map(const __half* qkv, int rows, const AttentionShape& shape);
-void attention_sm90(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+
+// What it reads, made once: tensor maps with boxes of a head's 64 rows.
+struct AttentionMaps {
+  CUtensorMap query_key;  // queries of all heads, then their keys
+  CUtensorMap value;
+  int value_column;  // of the first head, in its map
+};
+AttentionMaps attention_maps(const __half* qkv, int rows, const AttentionShape& shape);  // (rows, 3 * heads * head_size)
+// query_key (rows, 2 * heads * head_size) in 8 bits, value (rows, heads * head_size).
+AttentionMaps attention_maps(Format format, const uint8_t* query_key, const __half* value, int rows, const AttentionShape& shape);
+
+// How 8-bit tensors are to be read and written; for FP16 as it stands here.
+struct AttentionScales {
+  float score = 1.f;            // a product of real queries and keys / that of the stored ones
+  float inverse_context = 1.f;  // stored value / value
+};
+void attention_sm90(cudaStream_t stream, const AttentionMaps& maps, void* context, Format format, const AttentionScales& scales, const int* cu_seqlens,
                     const AttentionShape& shape);
 
 }  // namespace bert

@@ -19,16 +19,17 @@ static_assert(sm90::registers_suffice(kFetcherRegisters, kGroupRegisters, kGroup
 constexpr float kMostWeight = 16384;  // half the largest power of 2 in FP16
 
 // Shared memory: a ring of kSlots boxes of keys and values, two tiles of queries for each warpgroup, barriers.
-template <int kHead>
+template <int kHead, Format kFormat>
 struct Layout {
-  static constexpr int kSpace = 227 * 1024, kBarriers = 512, kQueries = kGroups * 2 * kBoxBytes<kHead>;
-  static constexpr int kSlots = std::min((kSpace - kBarriers - kQueries) / (2 * kBoxBytes<kHead>), 16);
-  static constexpr size_t kBytes = kSlots * 2 * kBoxBytes<kHead> + kQueries + kBarriers;
+  static constexpr int kQueryBox = kTile * kKeyRow<kHead, kFormat>, kKeyBox = kQueryBox, kValueBox = kTile * kValueRow<kHead>, kSlot = kKeyBox + kValueBox;
+  static constexpr int kSpace = 227 * 1024, kBarriers = 512, kQueries = kGroups * 2 * kQueryBox;
+  static constexpr int kSlots = std::min((kSpace - kBarriers - kQueries) / kSlot, 16);
+  static constexpr size_t kBytes = kSlots * kSlot + kQueries + kBarriers;
   static_assert(kSlots >= kMaxBoxes, "warpgroups go over all keys of a sequence before they let the first go");
   char* base;
-  __device__ char* keys(int slot) const { return base + slot * 2 * kBoxBytes<kHead>; }
-  __device__ char* values(int slot) const { return keys(slot) + kBoxBytes<kHead>; }
-  __device__ char* queries(int group, int turn) const { return keys(kSlots) + (2 * group + turn % 2) * kBoxBytes<kHead>; }
+  __device__ char* keys(int slot) const { return base + slot * kSlot; }
+  __device__ char* values(int slot) const { return keys(slot) + kKeyBox; }
+  __device__ char* queries(int group, int turn) const { return keys(kSlots) + (2 * group + turn % 2) * kQueryBox; }
   __device__ uint64_t* barriers() const { return reinterpret_cast<uint64_t*>(keys(kSlots) + kQueries); }
   __device__ uint64_t* full(int slot) const { return barriers() + slot; }
   __device__ uint64_t* empty(int slot) const { return barriers() + kSlots + slot; }
@@ -129,32 +130,33 @@ __device__ inline void find_share(const int* cu_seqlens, int batch, int heads, P
 }
 
 // One thread fetches keys and values, box after box.
-template <int kHead>
-__device__ inline void fetch_keys(const CUtensorMap& map, const Layout<kHead>& space, Share share, int hidden) {
-  constexpr int kSlots = Layout<kHead>::kSlots;
+template <int kHead, Format kFormat>
+__device__ inline void fetch_keys(const CUtensorMap& key_map, const CUtensorMap& value_map, int value_column, const Layout<kHead, kFormat>& space, Share share,
+                                  int hidden) {
+  constexpr int kSlots = Layout<kHead, kFormat>::kSlots;
   int box = 0;
   for (; !share.done(); share.next()) {
-    const int boxes = share.boxes(), column = hidden + share.at.head * kHead;
+    const int boxes = share.boxes(), column = share.at.head * kHead;
     for (int step = 0; step < boxes; ++step, ++box) {
       const int slot = box % kSlots;
       if (box >= kSlots) sm90::wait(space.empty(slot), (box / kSlots + 1) & 1);
-      sm90::expect_bytes(space.full(slot), 2 * kBoxBytes<kHead>);
-      sm90::load_box(space.keys(slot), &map, column, share.first + step * kTile, space.full(slot));
-      sm90::load_box(space.values(slot), &map, column + hidden, share.first + step * kTile, space.full(slot));
+      sm90::expect_bytes(space.full(slot), space.kSlot);
+      sm90::load_box(space.keys(slot), &key_map, hidden + column, share.first + step * kTile, space.full(slot));
+      sm90::load_box(space.values(slot), &value_map, value_column + column, share.first + step * kTile, space.full(slot));
     }
   }
 }
 
 // One thread fetches tiles of queries, to the warpgroups in turn.
-template <int kHead>
-__device__ inline void fetch_queries(const CUtensorMap& map, const Layout<kHead>& space, Share share) {
+template <int kHead, Format kFormat>
+__device__ inline void fetch_queries(const CUtensorMap& map, const Layout<kHead, kFormat>& space, Share share) {
   int group = 0, turn = 0;
   for (; !share.done(); share.next()) {
     const int tiles = share.tiles();
     for (int tile = 0; tile < tiles; ++tile) {
       uint64_t* full = space.query_full(group, turn);
       if (turn >= 2) sm90::wait(space.query_empty(group, turn), (turn / 2 + 1) & 1);
-      sm90::expect_bytes(full, kBoxBytes<kHead>);
+      sm90::expect_bytes(full, space.kQueryBox);
       sm90::load_box(space.queries(group, turn), &map, share.at.head * kHead, share.first + (share.at.tile + tile) * kTile, full);
       if (++group == kGroups) group = 0, ++turn;
     }
@@ -165,20 +167,22 @@ namespace {
 
 template <int kHead, Format kFormat>
 __global__ void __launch_bounds__(kThreads, 1)
-    attention_stream_kernel(const __grid_constant__ CUtensorMap map, Stored<kFormat>* context, float inverse_scale,
-                            const int* cu_seqlens, int batch, int heads) {
+    attention_stream_kernel(const __grid_constant__ AttentionMaps maps, Stored<kFormat>* context, AttentionScales scales, const int* cu_seqlens, int batch,
+                            int heads) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr int kSlots = Layout<kHead>::kSlots;
+  using Space = Layout<kHead, kFormat>;
+  constexpr int kSlots = Space::kSlots;
   extern __shared__ __align__(1024) char shared[];
   __shared__ Position bounds[2];
   __shared__ int sums[kWarp];
-  const Layout<kHead> space{shared};
+  const Space space{shared};
   const int warp = warp_index(), hidden = heads * kHead;
   const bool elected = threadIdx.x % kWarp == 0;
 
   let_next_start();
   if (threadIdx.x == 0) {
-    sm90::prefetch_map(&map);
+    sm90::prefetch_map(&maps.query_key);
+    sm90::prefetch_map(&maps.value);
     for (int i = 0; i < kSlots; ++i) {
       sm90::barrier_init(space.full(i), 1);
       sm90::barrier_init(space.empty(i), kGroups * kGroup / kWarp);
@@ -195,16 +199,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_previous();
   if (warp >= kFetcher) {
     sm90::give_registers<kFetcherRegisters>();
-    if (elected && warp == kFetcher) fetch_keys<kHead>(map, space, share, hidden);
-    if (elected && warp == kFetcher + 1) fetch_queries<kHead>(map, space, share);
+    if (elected && warp == kFetcher) fetch_keys(maps.query_key, maps.value, maps.value_column, space, share, hidden);
+    if (elected && warp == kFetcher + 1) fetch_queries(maps.query_key, space, share);
     return;
   }
 
   sm90::take_registers<kGroupRegisters>();
   const int group = warp / (kGroup / kWarp);
-  const float scale = score_scale<kHead>();
-  constexpr uint64_t kSlotStep = 2 * kBoxBytes<kHead> / 16;  // between descriptors
-  const uint64_t keys = sm90::descriptor<2 * kHead>(space.keys(0)), values = sm90::descriptor<2 * kHead>(space.values(0));
+  const float scale = score_scale<kHead>() * scales.score;
+  constexpr int kKeyRow = attention::kKeyRow<kHead, kFormat>, kValueRow = attention::kValueRow<kHead>;
+  constexpr uint64_t kSlotStep = Space::kSlot / 16;  // between descriptors
+  const uint64_t keys = sm90::descriptor<kKeyRow>(space.keys(0)), values = sm90::descriptor<kValueRow>(space.values(0));
+  const auto base_of = [scale](const Rows& most) { return Rows{__fmul_rn(most.a, scale), __fmul_rn(most.b, scale)}; };
   Place start{0, 0};  // of the sequence's first box
   int turn = 0, tile = group;  // tile: this group's next one of those that the block has of the head
   for (; !share.done(); share.next()) {
@@ -223,35 +229,37 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     for (; tile < tiles; tile += kGroups, ++turn) {
       const bool last_use = tile + kGroups >= tiles;
-      float s[kTile / 2], out[kHead / 2];
+      sm90::Sum<kFormat> s[kTile / 2];
+      float out[kHead / 2];
 #pragma unroll
       for (int i = 0; i < kHead / 2; ++i) out[i] = 0.f;
       Rows most{-INFINITY, -INFINITY}, sum{0, 0};
       Place at = start;
       sm90::wait(space.query_full(group, turn), turn / 2 & 1);
-      const uint64_t queries = sm90::descriptor<2 * kHead>(space.queries(group, turn));
+      const uint64_t queries = sm90::descriptor<kKeyRow>(space.queries(group, turn));
       ready(at);
-      sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
+      sm90::multiply_box<kKeyRow / 32, kTile, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
       sm90::multiply_wait<0>();
       sm90::pin(s);
       for (int step = 0; step < boxes; ++step) {
+        make_floats(s);
         if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
         // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
         // sums tell: rescaling is for the rare row that outgrows its first scores.
         uint32_t weights[kTile / 16][4];
         if (step == 0) most = row_max(s, most);
-        Rows part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
+        Rows part = weigh(s, weights, scale, base_of(most));
         if (__any_sync(~0u, !(part.a <= kMostWeight && part.b <= kMostWeight))) {
-          const Rows now = row_max(s, most);
-          const Rows shrink{exp2_fast((most.a - now.a) * scale), exp2_fast((most.b - now.b) * scale)};
-          most = now;
+          const Rows before = base_of(most);
+          most = row_max(s, most);
+          const Rows base = base_of(most), shrink{exp2_fast(before.a - base.a), exp2_fast(before.b - base.b)};
           sum.a *= shrink.a, sum.b *= shrink.b;
 #pragma unroll
           for (int i = 0; i < kHead / 2; i += 4) {
             out[i] *= shrink.a, out[i + 1] *= shrink.a;
             out[i + 2] *= shrink.b, out[i + 3] *= shrink.b;
           }
-          part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
+          part = weigh(s, weights, scale, base);
         }
         sum.a += part.a, sum.b += part.b;
 
@@ -259,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::multiply_fence();
 #pragma unroll
         for (int k = 0; k < kTile / 16; ++k) {
-          sm90::multiply_registers<kHead, true>(out, weights[k], values + at.slot * kSlotStep + k * (16 * kHead * 2 / 16), true);
+          sm90::multiply_registers<kHead, true>(out, weights[k], values + at.slot * kSlotStep + k * (16 * kValueRow / 16), true);
         }
         sm90::multiply_commit();
         sm90::pin(out);
@@ -267,7 +275,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         at.next<kSlots>();
         if (step + 1 < boxes) {  // the next scores at once, so that the group waits but once
           ready(at);
-          sm90::multiply_box<kHead / 16, kTile>(s, queries, keys + at.slot * kSlotStep, false);
+          sm90::multiply_box<kKeyRow / 32, kTile, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
         }
         sm90::multiply_wait<0>();
         sm90::pin(s);
@@ -278,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       sum = sm90::quad_sum(sum);
       const int row = (share.at.tile + tile) * kTile;
       store_tile<kHead, kFormat>(context + static_cast<size_t>(share.first + row) * hidden + share.at.head * kHead, hidden, out,
-                                 {__fdividef(inverse_scale, sum.a), __fdividef(inverse_scale, sum.b)}, share.length - row);
+                                 {__fdividef(scales.inverse_context, sum.a), __fdividef(scales.inverse_context, sum.b)}, share.length - row);
     }
     for (int step = 0; step < boxes; ++step) start.next<kSlots>();
     tile -= tiles;
@@ -287,23 +295,23 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <int kHead, Format kFormat>
-void start(cudaStream_t stream, const CUtensorMap& map, void* context, float inverse_scale, const int* cu_seqlens,
-           const AttentionShape& shape, int multiprocessors) {
+void start(cudaStream_t stream, const AttentionMaps& maps, void* context, const AttentionScales& scales, const int* cu_seqlens, const AttentionShape& shape,
+           int multiprocessors) {
   constexpr auto kernel = attention_stream_kernel<kHead, kFormat>;
   static std::atomic<unsigned long long> allowed{0};
-  allow_shared_once(kernel, Layout<kHead>::kBytes, allowed);
-  Launch launch_shape{dim3(std::min(shape.heads * shape.batch, multiprocessors)), dim3(kThreads), Layout<kHead>::kBytes};
+  constexpr size_t kBytes = Layout<kHead, kFormat>::kBytes;
+  allow_shared_once(kernel, kBytes, allowed);
+  Launch launch_shape{dim3(std::min(shape.heads * shape.batch, multiprocessors)), dim3(kThreads), kBytes};
   launch_shape.overlap = true;
-  launch(stream, launch_shape, kernel, map, static_cast<Stored<kFormat>*>(context), inverse_scale, cu_seqlens, shape.batch,
-         shape.heads);
+  launch(stream, launch_shape, kernel, maps, static_cast<Stored<kFormat>*>(context), scales, cu_seqlens, shape.batch, shape.heads);
 }
 
 }  // namespace
 
-void run_stream(cudaStream_t stream, const CUtensorMap& map, void* context, Format format, float inverse_scale, const int* cu_seqlens,
+void run_stream(cudaStream_t stream, const AttentionMaps& maps, void* context, Format format, const AttentionScales& scales, const int* cu_seqlens,
                 const AttentionShape& shape, int multiprocessors) {
   with_constants(shape.head_size, format, [&](auto head, auto stored) {
-    start<decltype(head)::value, decltype(stored)::value>(stream, map, context, inverse_scale, cu_seqlens, shape, multiprocessors);
+    start<decltype(head)::value, decltype(stored)::value>(stream, maps, context, scales, cu_seqlens, shape, multiprocessors);
   });
 }
 

@@ -12,13 +12,21 @@ namespace bert {
 __host__ __device__ constexpr bool is_eight_bit_gelu(Epilogue e) { return e == Epilogue::gelu_tanh || e == Epilogue::gelu_erf; }
 __host__ __device__ constexpr bool has_norms(Epilogue e) { return e != Epilogue::bias && !is_eight_bit_gelu(e); }
 
-// What a product of kFormat writes.
+// What a product of kFormat writes; where queries and keys are 8 bits wide, what it writes beside them.
 template <Format kFormat, Epilogue kEpilogue>
 constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::half;
 
 // Row statistics are written where nothing but the next product reads the row.
 template <Format kFormat, Epilogue kEpilogue>
 constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
+
+// Where a result is stored; kOut tells the 8-bit columns of Epilogue::bias from its others.
+template <Format kFormat, Epilogue kEpilogue, Format kOut>
+__device__ inline Stored<kOut>* place_of(const Product& p, int row, int column) {
+  if constexpr (kEpilogue == Epilogue::bias && kOut == kFormat) return static_cast<Stored<kOut>*>(p.narrow_out) + static_cast<size_t>(row) * p.narrow_columns + column;
+  const int pitch = kEpilogue == Epilogue::bias ? p.columns - p.narrow_columns : p.columns, first = kEpilogue == Epilogue::bias ? p.narrow_columns : 0;
+  return static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(row) * pitch + column - first;
+}
 
 // Values of one column.
 struct Column {

@@ -2,6 +2,8 @@
 // Second half of the few-rows product: the blocks of a tile send each other their sums, and each finishes its share of the rows.
 #pragma once
 
+#include <type_traits>
+
 #include "product_epilogue.cuh"
 #include "product_few.h"
 #include "wgmma.cuh"
@@ -212,6 +214,11 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
   constexpr int kUnits = S::kUnits;
   float sums[2] = {0, 0};
   float kept[kUnits][4];  // as stored, for the statistics
+  const auto in_own_format = [&](int u) { return kEpilogue == Epilogue::bias && my.first_column + 8 * my.chunk(u) < p.narrow_columns; };
+  const auto pack = [&](bool narrow, float a, float b) -> uint32_t {
+    if (narrow) return narrow_pair<kFormat>(a, b);
+    return narrow_pair<kOut>(a, b);
+  };
 #pragma unroll
   for (int u = 0; u < kUnits; u += 2) {
     const int units = u + 1 < kUnits ? 2 : 1;
@@ -237,8 +244,8 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 old = __half22float2(reinterpret_cast<const __half2&>(x[r][h]));
-        const auto two = narrow_pair<kOut>(finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
-                                           finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
+        const uint32_t two = pack(in_own_format(u + h), finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
+                                  finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
         out[r][h] = two;
         if constexpr (kWritesStats<kFormat, kEpilogue>) {
           const float2 y = __half22float2(reinterpret_cast<const __half2&>(two));
@@ -249,17 +256,25 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      Stored<kOut>* to = static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(my.rows[r]) * p.columns;
-      if (units == 2) {
-        swap_halves(out[r][0], out[r][1], my.odd);
-        if (!my.real(r, u + my.odd)) continue;
-        if constexpr (kOut == Format::half) {
-          *reinterpret_cast<uint2*>(to + my.column_of_two(u)) = make_uint2(out[r][0], out[r][1]);
+      const auto store = [&](auto stored, int column) {
+        constexpr Format kAs = decltype(stored)::value;
+        Stored<kAs>* to = place_of<kFormat, kEpilogue, kAs>(p, my.rows[r], column);
+        if (units == 1) {
+          *reinterpret_cast<Pair<kAs>*>(to) = static_cast<Pair<kAs>>(out[r][0]);
+        } else if constexpr (kAs == Format::half) {
+          *reinterpret_cast<uint2*>(to) = make_uint2(out[r][0], out[r][1]);
         } else {
-          *reinterpret_cast<uint32_t*>(to + my.column_of_two(u)) = out[r][0] | out[r][1] << 16;
+          *reinterpret_cast<uint32_t*>(to) = out[r][0] | out[r][1] << 16;
         }
-      } else if (my.real(r, u)) {
-        *reinterpret_cast<Pair<kOut>*>(to + my.column_of_one(u)) = static_cast<Pair<kOut>>(out[r][0]);
+      };
+      if (units == 2) swap_halves(out[r][0], out[r][1], my.odd);
+      const int mine = units == 2 ? u + my.odd : u;
+      if (!my.real(r, mine)) continue;
+      const int column = units == 2 ? my.column_of_two(u) : my.column_of_one(u);
+      if (in_own_format(mine)) {
+        store(std::integral_constant<Format, kFormat>(), column);
+      } else {
+        store(std::integral_constant<Format, kOut>(), column);
       }
     }
   }

@@ -26,7 +26,9 @@ CUtensorMap encode(const void* matrix, Format format, const std::vector<cuuint64
   CUtensorMap map{};
   const std::vector<cuuint32_t> steps(box.size(), 1);
   const unsigned box_bytes = box[0] * bytes_of(format);
-  const CUtensorMapSwizzle swizzle = box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
+  const CUtensorMapSwizzle swizzle = box_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : box_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                       : CU_TENSOR_MAP_SWIZZLE_32B;
   const CUtensorMapDataType type = format == Format::half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8;
   const CUresult status = encode_tiled(&map, type, static_cast<cuuint32_t>(box.size()), const_cast<void*>(matrix), extents.data(), pitches.data(), box.data(),
                                        steps.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

@@ -30,7 +30,7 @@ enum class Epilogue {
   norm_gelu_tanh,  // FP16: GELU of that. Intermediate product
   norm_gelu_erf,
   residual,        // out = sum + bias + (residual - mean) * scale * factor; in FP16 its statistics go to out_stats. Both outputs
-  bias,            // 8 bits: out = sum + bias, FP16. Query, key and value
+  bias,            // 8 bits: out = sum + bias; queries and keys in 8 bits (`narrow`), values in FP16
   gelu_tanh,       // 8 bits: GELU of that, 8 bits again. Intermediate product
   gelu_erf,
 };
@@ -47,7 +47,9 @@ struct Product {
   const __half* residual;  // (rows, columns), stored before its norm
   RowStats out_stats;      // only for Epilogue::residual in FP16
   const float* scale = nullptr;  // (columns,) 8 bits: what a sum of stored values is multiplied by
-  float inverse_scale = 1;       // 8-bit output: stored value / value
+  float inverse_scale = 1;       // 8-bit output of a GELU: stored value / value
+  void* narrow_out = nullptr;    // (rows, narrow_columns), only for Epilogue::bias: its first columns in the product's own format, as they are:
+  int narrow_columns = 0;        // scale and bias are in units of the stored values. A multiple of kColumnGroup; `out` then has the others only
   const void* next = nullptr;    // weights of the product after this one, for Variant::prefetch
   unsigned next_bytes = 0;       // a multiple of 16
   bool descending = false;       // persistent kernel: begin with the last rows, which a kernel that began with the first left in the L2 cache
@@ -107,7 +109,7 @@ std::vector<Variant> refinements(const Variant& variant);
 
 constexpr int kColumnGroup = 32;  // columns of a result that grouped_map orders; weights have zero rows up to a multiple of them
 
-// A tensor map over a row-major matrix: boxes of `box_rows` rows by `box_bytes` (128 or 64), swizzled over that width.
+// A tensor map over a row-major matrix: boxes of `box_rows` rows by `box_bytes` (128, 64 or 32), swizzled over that width.
 CUtensorMap matrix_map(const void* matrix, Format format, int rows, int columns, int box_rows, int box_bytes = 128);
 
 // A tensor map over weights (columns rounded up to kColumnGroup, depth), for boxes of `box_columns` (a multiple of kColumnGroup) by

@@ -5,6 +5,8 @@
 // an exchange, for which the other group's products leave shared memory no bandwidth.
 #pragma once
 
+#include <type_traits>
+
 #include "product_epilogue.cuh"
 #include "wgmma.cuh"
 
@@ -71,8 +73,6 @@ __device__ inline void write_tile_stats(const float (&acc)[kTile / 2], sm90::Row
 template <Format kFormat, Epilogue kEpilogue, int kBlocks, int kTile, int kAhead, int kBatch>
 __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], GroupResidual (&residual)[kAhead], const Product& p, const Norm* norms,
                             const ColumnPairs& columns, int first_row, int first_column, int rows) {
-  constexpr Format kOut = kOutFormat<kFormat, kEpilogue>;
-  using Out = Stored<kOut>;
   constexpr bool kResidual = kEpilogue == Epilogue::residual, kStats = kWritesStats<kFormat, kEpilogue>;
   constexpr bool kFactors = kFormat != Format::half && has_norms(kEpilogue);
   constexpr int kPairs = kColumnGroup / 8;  // of a thread's columns in a group
@@ -106,54 +106,62 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], Group
     for (int g = 0; g < kTile / kColumnGroup; ++g) {
       if (first_column + g * kColumnGroup >= p.columns) break;
       const int column = first_column + g * kColumnGroup + quad * 8;
-      Pair<kOut> out[kTogether][2][kPairs];  // by row
+      const auto finish_group = [&](auto stored) {
+        constexpr Format kOut = decltype(stored)::value;
+        Pair<kOut> out[kTogether][2][kPairs];  // by row
 #pragma unroll
-      for (int k = 0; k < kPairs; ++k) {
-        const int j = g * kPairs + k, batch = j / kBatch;
-        if (j % kBatch == 0 && batch + 1 < kBatches) load_values(batch + 1);
-        float2 x[2]{};
-        if constexpr (kResidual) {
+        for (int k = 0; k < kPairs; ++k) {
+          const int j = g * kPairs + k, batch = j / kBatch;
+          if (j % kBatch == 0 && batch + 1 < kBatches) load_values(batch + 1);
+          float2 x[2]{};
+          if constexpr (kResidual) {
 #pragma unroll
-          for (int r = 0; r < 2; ++r) x[r] = __half22float2(reinterpret_cast<const __half2*>(&residual[g % kAhead][r])[k]);
+            for (int r = 0; r < 2; ++r) x[r] = __half22float2(reinterpret_cast<const __half2*>(&residual[g % kAhead][r])[k]);
+          }
+          const float4 v = values[batch % 2][j % kBatch];
+          const float2 f = factors[batch % 2][j % kBatch];
+          const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
+          const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
+          const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float added) {
+            return finish<kFormat, kEpilogue>(sum, column_values, norm, added, p.inverse_scale);
+          };
+#pragma unroll
+          for (int t = 0; t < kTogether; ++t) {
+            auto* d = acc[block + t] + 4 * j;
+            out[t][0][k] = narrow_pair<kOut>(done(d[0], left, norm0[t], x[0].x), done(d[1], right, norm0[t], x[0].y));
+            out[t][1][k] = narrow_pair<kOut>(done(d[2], left, norm1[t], x[1].x), done(d[3], right, norm1[t], x[1].y));
+            if constexpr (kStats) {
+              // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
+              const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out[t][0][k])), f1 = __half22float2(reinterpret_cast<const __half2&>(out[t][1][k]));
+              d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
+              sum.a += f0.x + f0.y;
+              sum.b += f1.x + f1.y;
+            }
+          }
         }
-        const float4 v = values[batch % 2][j % kBatch];
-        const float2 f = factors[batch % 2][j % kBatch];
-        const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
-        const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
-        const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float added) {
-          return finish<kFormat, kEpilogue>(sum, column_values, norm, added, p.inverse_scale);
-        };
+        if constexpr (kResidual) {
+          if (g + kAhead < kTile / kColumnGroup) load_residual(residual[g % kAhead], p, first_row + block * 64 + row0, column + kAhead * kColumnGroup, rows);
+        }
 #pragma unroll
         for (int t = 0; t < kTogether; ++t) {
-          auto* d = acc[block + t] + 4 * j;
-          out[t][0][k] = narrow_pair<kOut>(done(d[0], left, norm0[t], x[0].x), done(d[1], right, norm0[t], x[0].y));
-          out[t][1][k] = narrow_pair<kOut>(done(d[2], left, norm1[t], x[1].x), done(d[3], right, norm1[t], x[1].y));
-          if constexpr (kStats) {
-            // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
-            const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out[t][0][k])), f1 = __half22float2(reinterpret_cast<const __half2&>(out[t][1][k]));
-            d[0] = f0.x, d[1] = f0.y, d[2] = f1.x, d[3] = f1.y;
-            sum.a += f0.x + f0.y;
-            sum.b += f1.x + f1.y;
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int row = first_row + (block + t) * 64 + row0 + r * 8;
+            if (row >= rows || column >= p.columns) continue;
+            Stored<kOut>* to = place_of<kFormat, kEpilogue, kOut>(p, row, column);
+            const auto& o = out[t][r];
+            if constexpr (kOut == Format::half) {
+              *reinterpret_cast<uint4*>(to) = make_uint4(o[0], o[1], o[2], o[3]);
+            } else {
+              *reinterpret_cast<uint2*>(to) = make_uint2(o[0] | static_cast<uint32_t>(o[1]) << 16, o[2] | static_cast<uint32_t>(o[3]) << 16);
+            }
           }
         }
-      }
-      if constexpr (kResidual) {
-        if (g + kAhead < kTile / kColumnGroup) load_residual(residual[g % kAhead], p, first_row + block * 64 + row0, column + kAhead * kColumnGroup, rows);
-      }
-#pragma unroll
-      for (int t = 0; t < kTogether; ++t) {
-#pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int row = first_row + (block + t) * 64 + row0 + r * 8;
-          if (row >= rows || column >= p.columns) continue;
-          Out* to = static_cast<Out*>(p.out) + static_cast<size_t>(row) * p.columns + column;
-          const auto& o = out[t][r];
-          if constexpr (kOut == Format::half) {
-            *reinterpret_cast<uint4*>(to) = make_uint4(o[0], o[1], o[2], o[3]);
-          } else {
-            *reinterpret_cast<uint2*>(to) = make_uint2(o[0] | static_cast<uint32_t>(o[1]) << 16, o[2] | static_cast<uint32_t>(o[3]) << 16);
-          }
-        }
+      };
+      if (kEpilogue == Epilogue::bias && first_column + g * kColumnGroup < p.narrow_columns) {
+        finish_group(std::integral_constant<Format, kFormat>());
+      } else {
+        finish_group(std::integral_constant<Format, kOutFormat<kFormat, kEpilogue>>());
       }
     }
     if constexpr (kStats) write_tile_stats<kTile>(acc[block], sum, p, first_row + block * 64 + row0, first_column, rows);

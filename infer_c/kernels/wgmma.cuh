@@ -13,12 +13,12 @@
 
 namespace bert::sm90 {
 
-// Where an operand lies in shared memory: rows of kRowBytes (128 or 64), swizzled by the copy engine over that width, in
+// Where an operand lies in shared memory: rows of kRowBytes (128, 64 or 32), swizzled by the copy engine over that width, in
 // groups of 8 rows. The fields: address / 16, leading offset (unused for these shapes), group stride / 16, swizzle mode.
 template <int kRowBytes>
 __device__ inline uint64_t descriptor(const void* p) {
-  static_assert(kRowBytes == 128 || kRowBytes == 64);
-  constexpr uint64_t swizzle = kRowBytes == 128 ? 1 : 2;
+  static_assert(kRowBytes == 128 || kRowBytes == 64 || kRowBytes == 32);
+  constexpr uint64_t swizzle = kRowBytes == 128 ? 1 : kRowBytes == 64 ? 2 : 3;
   return ((shared_address(p) & 0x3FFFF) >> 4) | (1ull << 16) | (static_cast<uint64_t>(8 * kRowBytes / 16) << 32) | (swizzle << 62);
 }
 

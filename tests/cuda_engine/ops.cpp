@@ -74,10 +74,18 @@ float time_ms(int repeats, F&& f) {
   return samples[2] / repeats;
 }
 
+// Milliseconds of a launch, 0 where it is only run.
+template <class F>
+float timed(int repeats, F&& run) {
+  if (repeats > 0) return time_ms(repeats, run);
+  run(nullptr);
+  return 0;
+}
+
 // numbers: a Variant; input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
-// as bytes, out_stats (rows, tiles * 2), ms.
+// as bytes, out_stats (rows, tiles * 2), ms. With narrow_columns, out has the other columns, and those in 8 bits come last, (rows, narrow_columns).
 py::tuple product(const std::vector<int>& numbers, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
-                  const Float& bias, const Float& factor, const Float& stats, int width, float eps, const Half& residual, float inverse_scale, int repeats) {
+                  const Float& bias, const Float& factor, const Float& stats, int width, float eps, const Half& residual, float inverse_scale, int repeats, int narrow_columns) {
   const Format operands = static_cast<Format>(format);
   const int rows = static_cast<int>(input.shape(0)), depth = static_cast<int>(input.shape(1)), columns = static_cast<int>(weights.shape(0));
   const std::optional<Variant> given = Variant::from(numbers);
@@ -91,23 +99,19 @@ py::tuple product(const std::vector<int>& numbers, int format, int epilogue, con
   Buffer<int> tokens(1);
   CUDA_CHECK(cudaMemcpy(tokens.data(), &rows, sizeof rows, cudaMemcpyHostToDevice));
   const bool narrow = epilogue >= static_cast<int>(Epilogue::gelu_tanh);
-  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * columns * (narrow ? 1 : 2));
+  const int bytes = (columns - narrow_columns) * (narrow ? 1 : 2);  // of a row
+  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * bytes), narrow_out = poisoned<uint8_t>(static_cast<size_t>(rows) * std::max(narrow_columns, 1));
   auto out_stats = poisoned<float2>(static_cast<size_t>(rows) * out_tiles);
   prepare_products(operands);
   const CUtensorMap input_map = matrix_map(d_input.data(), operands, rows, depth, variant.input_rows());
   const CUtensorMap map_of_weights = weights_map(d_weights.data(), operands, columns, depth, variant);
   Product p{tokens.data(), columns, depth, out.data(), d_bias.data(), d_factor.data(), {d_stats.data(), static_cast<int>(stats.shape(1)), width},
-                  eps, d_residual.data(), {out_stats.data(), out_tiles, variant.tile_columns}, d_scale.data(), inverse_scale};
+                  eps, d_residual.data(), {out_stats.data(), out_tiles, variant.tile_columns}, d_scale.data(), inverse_scale, narrow_out.data(), narrow_columns};
   p.next = d_weights.data(), p.next_bytes = static_cast<unsigned>(d_weights.bytes());  // something to prefetch
   CUDA_CHECK(cudaDeviceSynchronize());
   const auto run = [&](cudaStream_t stream) { product_sm90(stream, variant, operands, static_cast<Epilogue>(epilogue), input_map, map_of_weights, p, rows); };
-  float ms = 0;
-  if (repeats > 0) {
-    ms = time_ms(repeats, run);
-  } else {
-    run(nullptr);
-  }
-  return py::make_tuple(to_host<uint8_t>(out, rows, columns * (narrow ? 1 : 2)), to_host<float>(out_stats, rows, out_tiles * 2), ms);
+  const float ms = timed(repeats, run);
+  return py::make_tuple(to_host<uint8_t>(out, rows, bytes), to_host<float>(out_stats, rows, out_tiles * 2), ms, to_host<uint8_t>(narrow_out, rows, narrow_columns));
 }
 
 // Rows before their LayerNorm to 8 bits: out (rows, hidden), stats (rows, 2), ms.
@@ -123,40 +127,44 @@ py::tuple quantise_layernorm_op(int format, const Half& x, const Float& gamma, c
     quantise_layernorm(stream, static_cast<Format>(format), dx.data(), dg.data(), db.data(), inverse_scale, out.data(), {stats.data(), 1, hidden}, tokens.data(),
                        rows, hidden, eps);
   };
-  float ms = 0;
-  if (repeats > 0) {
-    ms = time_ms(repeats, run);
-  } else {
-    run(nullptr);
-  }
+  const float ms = timed(repeats, run);
   return py::make_tuple(to_host<uint8_t>(out, rows, hidden), to_host<float>(stats, rows, 2), ms);
 }
 
-// qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms. The fast kernel can store 8 bits, which come as uint8.
-py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_seqlen, bool fast, int repeats, int format,
-                    float inverse_scale) {
+// qkv (tokens, 3 hidden) FP16; returns context (tokens, hidden), ms.
+py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_seqlen, bool fast, int repeats) {
   const int rows = static_cast<int>(qkv.shape(0)), hidden = static_cast<int>(qkv.shape(1)) / 3;
   const AttentionShape shape{static_cast<int>(cu_seqlens.size()) - 1, max_seqlen, heads, hidden / heads};
-  const Format stored = static_cast<Format>(format);
   auto d_qkv = to_device<__half>(qkv);
   auto d_bounds = to_device<int>(cu_seqlens);
-  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * hidden * bytes_of(stored));
-  const CUtensorMap map = fast ? attention_map(d_qkv.data(), rows, shape) : CUtensorMap{};
+  auto out = poisoned<__half>(static_cast<size_t>(rows) * hidden);
+  const AttentionMaps maps = fast ? attention_maps(d_qkv.data(), rows, shape) : AttentionMaps{};
   CUDA_CHECK(cudaDeviceSynchronize());
-  const auto run = [&](cudaStream_t stream) {
+  const float ms = timed(repeats, [&](cudaStream_t stream) {
     if (fast) {
-      attention_sm90(stream, map, out.data(), stored, inverse_scale, d_bounds.data(), shape);
+      attention_sm90(stream, maps, out.data(), Format::half, {}, d_bounds.data(), shape);
     } else {
-      attention_plain<__half>(stream, d_qkv.data(), reinterpret_cast<__half*>(out.data()), d_bounds.data(), shape);
+      attention_plain<__half>(stream, d_qkv.data(), out.data(), d_bounds.data(), shape);
     }
-  };
-  float ms = 0;
-  if (repeats > 0) {
-    ms = time_ms(repeats, run);
-  } else {
-    run(nullptr);
-  }
-  if (stored == Format::half) return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
+  });
+  return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
+}
+
+// query_key (tokens, 2 hidden) in 8 bits, value (tokens, hidden) FP16; returns context (tokens, hidden) in 8 bits, ms.
+py::tuple attention_8bit(int format, const py::array& query_key, const Half& value, const Int& cu_seqlens, int heads, int max_seqlen, float score_scale,
+                         float inverse_scale, int repeats) {
+  const Format stored = static_cast<Format>(format);
+  const int rows = static_cast<int>(value.shape(0)), hidden = static_cast<int>(value.shape(1));
+  const AttentionShape shape{static_cast<int>(cu_seqlens.size()) - 1, max_seqlen, heads, hidden / heads};
+  auto d_query_key = bytes_to_device(query_key);
+  auto d_value = to_device<__half>(value);
+  auto d_bounds = to_device<int>(cu_seqlens);
+  auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * hidden);
+  const AttentionMaps maps = attention_maps(stored, d_query_key.data(), d_value.data(), rows, shape);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  const float ms = timed(repeats, [&](cudaStream_t stream) {
+    attention_sm90(stream, maps, out.data(), stored, {score_scale, inverse_scale}, d_bounds.data(), shape);
+  });
   return py::make_tuple(to_host<uint8_t>(out, rows, hidden), ms);
 }
 
@@ -277,11 +285,13 @@ py::tuple search(int rows, int hidden, bool library, const std::function<bool(co
 
 PYBIND11_MODULE(infer_c_ops, m) {
   m.def("search", &search);
-  m.def("product", &product);
+  m.def("product", &product, py::arg("numbers"), py::arg("format"), py::arg("epilogue"), py::arg("input"), py::arg("weights"), py::arg("scale"), py::arg("bias"),
+        py::arg("factor"), py::arg("stats"), py::arg("width"), py::arg("eps"), py::arg("residual"), py::arg("inverse_scale"), py::arg("repeats"),
+        py::arg("narrow_columns") = 0);
   m.def("quantise_layernorm", &quantise_layernorm_op);
   m.def("trace", &trace);
-  m.def("attention", &attention, py::arg("qkv"), py::arg("cu_seqlens"), py::arg("heads"), py::arg("max_seqlen"), py::arg("fast"),
-        py::arg("repeats"), py::arg("format") = 0, py::arg("inverse_scale") = 1.f);
+  m.def("attention", &attention);
+  m.def("attention_8bit", &attention_8bit);
   m.def("attention_f32", &attention_f32);
   m.def("add_layernorm", &add_layernorm_f16);
   m.def("embed_sum", &embed_sum_f16);
