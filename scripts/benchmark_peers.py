@@ -7,9 +7,9 @@
 
 Keeps one row a measurement in docs/results/h200.csv, written after each; scripts/results_table.py makes the tables. Random
 weights and ids (zeros run faster than data does), all positions real, device time between two CUDA events around one pass;
-both sides of a ratio come from the same process on the same GPU. The peers are FP16 (torch_peer.py).
+both sides of a ratio come from the same run on the same GPU, one after the other. The peers are FP16 (torch_peer.py).
 
---packed runs all windows of a SQuAD file in the file's order: as they are, 512 at a time (engine "packed" in the results), and
+--packed runs all windows of a SQuAD file in the file's order: as they are, 1,024 at a time (engine "packed" in the results), and
 padded to 384, 128 at a time ("padded"). Their times are those of 128 sequences.
 
 Exit status: 0 done; 1 a measurement failed, its row is left out and the others stand.
@@ -43,31 +43,32 @@ from helpers.data_processing import WindowOptions, make_windows, read_squad  # n
 from helpers.engine_file import read_info, written_whole  # noqa: E402
 from helpers.tokenization import FullTokenizer  # noqa: E402
 
-COLUMNS = ("model", "seq_len", "batch", "precision", "engine", "avg_ms", "p95_ms", "p99_ms", "machine", "versions", "date")
+TIMES = ("avg_ms", "p95_ms", "p99_ms", "median_ms")
+COLUMNS = ("model", "seq_len", "batch", "precision", "engine", *TIMES, "machine", "versions", "date")
 KEY = COLUMNS[:5]
 PRECISIONS = {"fp16": ["--fp16"], "int8": ["--fp16", "--int8"], "fp8": ["--fp16", "--fp8"]}
 LONGEST, LARGEST = 384, 128  # tokens of a sequence, sequences of a padded batch
-PACK = 512  # windows of SQuAD in a packed batch; what the engines are built for
+PACK = 1024  # windows of SQuAD in a packed batch; what the engines are built for
 VOCABULARY_FILE = ROOT / "models" / "bert_minilm_l6_qa_squad11_fake_quant" / "vocab.txt"
 
 
 class Results:
     """The rows of the CSV file, which is written whole after each new one."""
 
-    def __init__(self, path: Path, replace: bool) -> None:
+    def __init__(self, path: Path, replace: bool, versions: str) -> None:
         self.path, self.replace = path, replace
         self.rows: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = list(csv.DictReader(file))
-        self.facts = {"machine": facts_of_gpu("name") or "unknown GPU", "versions": torch_peer.versions()}
+        self.facts = {"machine": facts_of_gpu("name") or "unknown GPU", "versions": versions}
 
     def add(self, key: tuple[object, ...], times: dict[str, float]) -> None:
         """Keep a measurement; `key` is model, length, batch, precision, engine."""
         row = dict(zip(KEY, map(str, key), strict=True))
         if self.replace:
             self.rows = [old for old in self.rows if any(old[name] != row[name] for name in KEY)]
-        numbers = {name: f"{times[name]:.4f}" for name in ("avg_ms", "p95_ms", "p99_ms")}
+        numbers = {name: f"{times[name]:.4f}" for name in TIMES}
         self.rows.append({**row, **numbers, **self.facts, "date": date.today().isoformat()})
         with written_whole(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -99,7 +100,7 @@ class Engines:
 
 
 def build_engine(model: str, precision: str, directory: Path) -> Path:
-    """Write an engine of random weights for up to 512 sequences of 384, unless it is there."""
+    """Write an engine of random weights for up to 1,024 sequences of 384, unless it is there."""
     hidden, layers, heads, inner = torch_peer.MODELS[model]
     folder, path = directory / f"{model}-{precision}", directory / f"{model}-{precision}.engine"
     if path.exists():
@@ -123,7 +124,9 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, engines: Engines) -> None:
         self.args, self.engines = args, engines
-        self.results = Results(args.csv, args.replace)
+        self.peers = torch_peer.PeerProcess()
+        self.limits = args.iterations, args.warm_up, args.seconds
+        self.results = Results(args.csv, args.replace, self.peers.versions())
         self.failures: list[str] = []
 
     def attempt(self, key: tuple[object, ...], work: Callable[..., dict[str, float]], *arguments: object) -> None:
@@ -164,15 +167,11 @@ class Benchmark:
         print(f"{model:5} all windows took {time.perf_counter() - began:.1f} s", flush=True)
 
     def peer(self, model: str, batch: int, length: int, compiled: bool) -> dict[str, float]:
-        return self.measure(torch_peer.timer(model, batch, length, compiled))
+        return summary(self.peers.times(model, batch, length, compiled, *self.limits), 1)
 
     def ours(self, model: str, precision: str, sequences: Batch) -> dict[str, float]:
-        return self.measure(self.engines.session(model, precision).timer(sequences))
-
-    def measure(self, once: Callable[[], float]) -> dict[str, float]:
-        """Return the statistics of runs after a warm-up; both end early where runs are long."""
-        runs(once, self.args.warm_up, self.args.seconds / 8)
-        return summary(runs(once, self.args.iterations, self.args.seconds), 1)
+        once = self.engines.session(model, precision).timer(sequences)
+        return summary(torch_peer.measure(once, *self.limits), 1)
 
     def pass_over(self, model: str, precision: str, batches: list[Batch]) -> dict[str, float]:
         """Return the statistics of 128 sequences: of each batch the median of three runs after one, a repeated batch once."""
@@ -188,17 +187,8 @@ class Benchmark:
         return {**each, "avg_ms": LARGEST * sum(times) / sum(batch.size for batch in batches)}
 
 
-def runs(once: Callable[[], float], count: int, seconds: float) -> list[float]:
-    """Return the milliseconds of `count` runs; of fewer, but three, once `seconds` have passed."""
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < count and (len(times) < 3 or time.perf_counter() - began < seconds):
-        times.append(once())
-    return times
-
-
 def squad_batches(path: Path) -> list[Batch]:
-    """Return all windows of a SQuAD file in the file's order, 512 to a batch."""
+    """Return all windows of a SQuAD file in the file's order, 1,024 to a batch."""
     tokenizer = FullTokenizer.from_file(VOCABULARY_FILE)
     windows = []
     for example in read_squad(path):
@@ -240,6 +230,7 @@ def main() -> int:
             if batches:
                 benchmark.squad(model, batches)
             engines.forget(model)
+        benchmark.peers.close()
     for failure in benchmark.failures:
         print(f"not measured: {failure}", file=sys.stderr)
     return 1 if benchmark.failures else 0

@@ -137,7 +137,9 @@ def test_eight_bit_products_come_back_within_half_a_step(tmp_path: Path, precisi
                 for place, letter in enumerate("ab"):
                     amax_of_operand = float(weights.ranges[f"l{layer}_attention_self_qv_{letter}_input_quantizer_amax"])
                     units[place * CONFIG.hidden_size : (place + 1) * CONFIG.hidden_size] = amax_of_operand / limit
-                np.testing.assert_allclose(stored[f"l{layer}_attention_self_score_scale"], units[0] * units[CONFIG.hidden_size], rtol=1e-6)
+                np.testing.assert_allclose(
+                    stored[f"l{layer}_attention_self_score_scale"], units[0] * units[CONFIG.hidden_size], rtol=1e-6
+                )
             np.testing.assert_allclose(stored[f"{name}_bias"] * units, bias, rtol=1e-6)
             np.testing.assert_allclose(stored[f"{name}_input_scale"], input_amax / limit, rtol=1e-6)
             np.testing.assert_allclose(stored[f"{name}_scale"] * units, amax / limit * input_amax / limit, rtol=1e-6)

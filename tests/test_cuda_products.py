@@ -138,7 +138,20 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
         narrow = columns // 96 * 64 if epilogue == "bias" else 0
         unit = np.where(np.arange(columns) < narrow, np.float32(inverse), np.float32(1))
         out, _, _, in_8_bits = ops.product(
-            list(variant), *numbers, stored_x, stored_w, scale * unit, bias * unit, factor, stats, columns, eps, half(residual), inverse, 0, narrow
+            list(variant),
+            *numbers,
+            stored_x,
+            stored_w,
+            scale * unit,
+            bias * unit,
+            factor,
+            stats,
+            columns,
+            eps,
+            half(residual),
+            inverse,
+            0,
+            narrow,
         )
         where = f"{rows} x {columns} x {depth}"
         check_rounded(in_8_bits, expected[:, :narrow] * inverse, precision, equal=0.95, slack=2e-3)

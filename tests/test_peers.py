@@ -33,7 +33,10 @@ class Session:
 def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     module = importlib.import_module("benchmark_peers")
-    monkeypatch.setattr(module.torch_peer, "timer", lambda model, batch, length, compiled: lambda: 1.5 if compiled else 2.0)
+    monkeypatch.setattr(
+        module.torch_peer.PeerProcess, "times", lambda self, model, batch, length, compiled, *limits: [1.5 if compiled else 2.0]
+    )
+    monkeypatch.setattr(module.torch_peer.PeerProcess, "versions", lambda self: "PyTorch 2.x")
     monkeypatch.setattr(module, "build_engine", lambda model, precision, directory: directory / precision)
     monkeypatch.setattr(module, "read_info", lambda path: path.name)
     monkeypatch.setattr(backends, "load", lambda path, info, options: Session())
@@ -65,7 +68,7 @@ def test_peers_in_fp16_and_ours_in_each_precision(run: Run, tmp_path: Path, caps
 
 def test_rows_are_kept_or_replaced(run: Run, peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
     run(*SHAPE)
-    monkeypatch.setattr(peers.torch_peer, "timer", lambda *shape: lambda: 1.0)
+    monkeypatch.setattr(peers.torch_peer.PeerProcess, "times", lambda *shape: [1.0])
     run(*SHAPE, "--engines", "compile")
     assert [row[2] for row in rows(tmp_path) if row[0] == "compile"] == ["1.5000", "1.0000"]
     run(*SHAPE, "--engines", "compile", "--replace")
@@ -85,11 +88,42 @@ def test_one_failure_leaves_its_row_out(run: Run, peers: ModuleType, tmp_path: P
 
 
 def test_long_runs_are_fewer(peers: ModuleType) -> None:
-    assert len(peers.runs(lambda: 1.0, 5, 60)) == 5
-    assert len(peers.runs(lambda: 1.0, 5, 0)) == 3
+    assert len(peers.torch_peer.measure(lambda: 1.0, 5, 1, 60)) == 5
+    assert len(peers.torch_peer.measure(lambda: 1.0, 5, 1, 0)) == 3
 
 
-def test_all_windows_of_squad_packed_and_padded(run: Run, peers: ModuleType, tmp_path: Path) -> None:
+PYTORCH = """
+def timer(*shape):
+    print("noise")
+    if shape[0] == "large":
+        raise MemoryError("no room\\nat all")
+    if shape[0] == "none":
+        raise SystemExit(3)
+    return lambda: 0.25
+torch_peer.timer = timer
+torch_peer.serve()
+"""
+
+
+def test_the_peer_runs_in_a_process_of_its_own(peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.undo()
+    program = tmp_path / "peer.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\nimport torch_peer\n{PYTORCH}", encoding="utf-8")
+    monkeypatch.setattr(peers.torch_peer, "__file__", str(program))
+    peer = peers.torch_peer.PeerProcess()
+    assert peer.times("base", 1, 128, True, 4, 1, 60) == [0.25] * 4
+    with pytest.raises(RuntimeError, match="^no room$"):
+        peer.times("large", 1, 128, True, 4, 1, 60)
+    assert peer.times("base", 1, 128, False, 2, 1, 60) == [0.25] * 2, "an error ends a request, not the process"
+    assert "PyTorch" in peer.versions()
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        peer.times("none", 1, 128, False, 2, 1, 60)
+    assert peer.times("base", 1, 128, False, 2, 1, 60) == [0.25] * 2, "it is started again"
+    assert peer.close() == 0
+
+
+def test_all_windows_of_squad_packed_and_padded(run: Run, peers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(peers, "PACK", 512)
     batches = peers.squad_batches(SAMPLE)
     sizes, lengths = [batch.size for batch in batches], [int(n) for batch in batches for n in batch.lengths]
     assert set(sizes[:-1]) == {512} and lengths != sorted(lengths)
@@ -105,7 +139,7 @@ def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, mon
     path = peers.build_engine("tiny", "fp16", tmp_path / "kept")
     info, built = read_info(path), path.stat().st_mtime_ns
     assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "built again"
-    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 512, 384)
+    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 1024, 384)
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
         peers.build_engine("odd", "fp16", tmp_path)

@@ -55,7 +55,9 @@ def packed_tensors(
             tensors[f"{name}_scale"] = scale * input_scale
             tensors[f"{name}_input_scale"] = input_scale
             if parts == QUERY_KEY_VALUE:
-                units = np.array([weights.range(range_name) for range_name in query_key_ranges(layer)], np.float32) / LIMITS[eight_bit]
+                units = (
+                    np.array([weights.range(range_name) for range_name in query_key_ranges(layer)], np.float32) / LIMITS[eight_bit]
+                )
                 rows = np.repeat([*units, 1], config.hidden_size).astype(np.float32)  # (out,)
                 tensors[f"{name}_scale"] /= rows
                 tensors[f"{name}_bias"] = bias / rows

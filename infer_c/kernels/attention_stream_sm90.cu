@@ -237,16 +237,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       Place at = start;
       sm90::wait(space.query_full(group, turn), turn / 2 & 1);
       const uint64_t queries = sm90::descriptor<kKeyRow>(space.queries(group, turn));
-      ready(at);
-      sm90::multiply_box<kKeyRow / 32, kTile, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
-      sm90::multiply_wait<0>();
-      sm90::pin(s);
-      for (int step = 0; step < boxes; ++step) {
+      const auto ask = [&](auto& s) {
+        ready(at);
+        sm90::multiply_box<kKeyRow / 32, 2 * std::extent_v<std::remove_reference_t<decltype(s)>>, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
+      };
+      // Weigh the scores of a box and begin to add its values up.
+      const auto walk_over = [&](auto& s, int step) {
+        constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(s)>>, kKeys = 2 * kCount;
         make_floats(s);
-        if ((step + 1) * kTile > share.length) mask(s, share.length - step * kTile);
+        if (step * kTile + kKeys > share.length) mask(s, share.length - step * kTile);
         // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
         // sums tell: rescaling is for the rare row that outgrows its first scores.
-        uint32_t weights[kTile / 16][4];
+        uint32_t weights[kKeys / 16][4];
         if (step == 0) most = row_max(s, most);
         Rows part = weigh(s, weights, scale, base_of(most));
         if (__any_sync(~0u, !(part.a <= kMostWeight && part.b <= kMostWeight))) {
@@ -266,21 +268,37 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::pin(out);
         sm90::multiply_fence();
 #pragma unroll
-        for (int k = 0; k < kTile / 16; ++k) {
+        for (int k = 0; k < kKeys / 16; ++k) {
           sm90::multiply_registers<kHead, true>(out, weights[k], values + at.slot * kSlotStep + k * (16 * kValueRow / 16), true);
         }
         sm90::multiply_commit();
         sm90::pin(out);
+      };
+      // Of a last box with no more than half as many keys only that half is multiplied. Its scores are asked for when the others are done:
+      // before, ptxas 13.0 would run all multiplications one by one.
+      const int whole = boxes - (boxes > 1 && share.length - (boxes - 1) * kTile <= kTile / 2);
+      ask(s);
+      sm90::multiply_wait<0>();
+      sm90::pin(s);
+      for (int step = 0; step < whole; ++step) {
+        walk_over(s, step);
         const Place used = at;
         at.next<kSlots>();
-        if (step + 1 < boxes) {  // the next scores at once, so that the group waits but once
-          ready(at);
-          sm90::multiply_box<kKeyRow / 32, kTile, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
-        }
+        if (step + 1 < whole) ask(s);  // the next scores at once, so that the group waits but once
         sm90::multiply_wait<0>();
         sm90::pin(s);
         sm90::pin(out);
         if (last_use) release(used);
+      }
+      if (whole < boxes) {
+        sm90::Sum<kFormat> few[kTile / 4];
+        ask(few);
+        sm90::multiply_wait<0>();
+        sm90::pin(few);
+        walk_over(few, whole);
+        sm90::multiply_wait<0>();
+        sm90::pin(out);
+        if (last_use) release(at);
       }
       if (elected) sm90::arrive(space.query_empty(group, turn));
       sum = sm90::quad_sum(sum);

@@ -125,6 +125,7 @@ __device__ void multiply_registers(float (&d)[kN / 2], const uint32_t (&a)[4], u
   BERT_MULTIPLY(kN, H, Format::fp8, "+f", "k32.f32.e4m3.e4m3", ", 1, 1", A, B, P)                    \
   BERT_MULTIPLY(kN, H, Format::int8, "+r", "k32.s32.s8.s8", "", A, B, P)
 
+BERT_MULTIPLY_ALL(32, 16, "16", "17", "18")
 BERT_MULTIPLY_ALL(48, 24, "24", "25", "26")
 BERT_MULTIPLY_ALL(64, 32, "32", "33", "34")
 BERT_MULTIPLY_ALL(96, 48, "48", "49", "50")

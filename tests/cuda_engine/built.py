@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import json
@@ -29,13 +30,16 @@ def compiled(source: Path, directory: Path, *settings: str, tools: tuple[str, ..
     if missing:
         pytest.skip(f"compiling {directory.name} needs {', '.join(missing)}")
     configure = ["cmake", "-S", str(source), "-B", str(directory), f"-DPython3_EXECUTABLE={sys.executable}", *settings]
-    for command in (configure, ["cmake", "--build", str(directory), "-j", str(os.cpu_count() or 1)]):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        for said, needed in lacking.items():
-            if said in done.stderr:
-                pytest.skip(f"compiling {directory.name} needs {needed}")
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        assert "warning" not in done.stderr, done.stderr[-4000:]
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of pytest-xdist's workers one compiles, the others find it done
+        for command in (configure, ["cmake", "--build", str(directory), "-j", str(os.cpu_count() or 1)]):
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            for said, needed in lacking.items():
+                if said in done.stderr:
+                    pytest.skip(f"compiling {directory.name} needs {needed}")
+            assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+            assert "warning" not in done.stderr, done.stderr[-4000:]
     return directory
 
 
