@@ -55,6 +55,7 @@ class Reference:
     ranges: amax by name; given, every tensor that has one is rounded to 8 bits at that place, weights by output row (the
         arithmetic of quantisation-aware training). The head stays in floating point.
     precision: what it is rounded to, "int8" or "fp8".
+    exceptions: formats of tensors that have another one, by the name of their range.
     """
 
     def __init__(
@@ -64,8 +65,10 @@ class Reference:
         dtype: type = np.float32,
         ranges: Mapping[str, np.ndarray] | None = None,
         precision: EightBit = "int8",
+        exceptions: Mapping[str, EightBit] | None = None,
     ) -> None:
         self.config, self.dtype, self.ranges, self.precision = config, dtype, ranges or {}, precision
+        self.exceptions = exceptions or {}
         self.tensors: dict[str, np.ndarray] = {name: array.astype(dtype) for name, array in weights.tensors.items()}
         for name in [name for name in self.ranges if name.endswith("_kernel_amax")]:
             kernel = name.removesuffix("_amax")
@@ -129,4 +132,4 @@ class Reference:
 
     def _round(self, name: str, x: np.ndarray, see: Observer) -> np.ndarray:
         see(name, x)
-        return fake_quantise(x, self.ranges[name], self.precision) if name in self.ranges else x
+        return fake_quantise(x, self.ranges[name], self.exceptions.get(name, self.precision)) if name in self.ranges else x

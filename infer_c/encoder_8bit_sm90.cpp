@@ -56,7 +56,7 @@ class EncoderEightBit final : public Encoder {
     load(file);
     const uint8_t* inputs[] = {normal_.data(), context_.data(), normal_.data(), inner_.data()};
     for (int i = 0; i < kProducts; ++i) input_maps_[i] = BoxMaps(inputs[i], format_, capacity_, i == 3 ? config_.intermediate_size : config_.hidden_size);
-    attention_maps_ = attention_maps(format_, query_key_.data(), value_.data(), capacity_, attention_shape({}));
+    attention_maps_ = attention_maps(query_key_.data(), value_.data(), capacity_, attention_shape({}));
   }
 
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

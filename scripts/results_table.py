@@ -78,7 +78,13 @@ def compact(found: dict[Key, Row], facts: str) -> str:
             for batch in FEW:
                 at = (model, length, batch)
                 ours = [milliseconds(found, at, precision, "ours", "median_ms") for precision in PRECISIONS]
-                cells = [milliseconds(found, at, "fp16", "compile", "median_ms"), ours[0], ratio(found, at), *ours[1:], *published(found, at)]
+                cells = [
+                    milliseconds(found, at, "fp16", "compile", "median_ms"),
+                    ours[0],
+                    ratio(found, at),
+                    *ours[1:],
+                    *published(found, at),
+                ]
                 lines.append([model, str(length), str(batch), *cells])
     return (
         f"\n{facts}.\n\n"
@@ -96,8 +102,8 @@ def full(found: dict[Key, Row], facts: str) -> str:
         f"{facts}.\n\n"
         "Milliseconds of device time between two CUDA events around one pass: averages, and for this engine in FP16 the 95th\n"
         "and 99th percentile. Random weights and ids, all positions real. eager and torch.compile are PyTorch in FP16, in a CUDA\n"
-        "graph; the ratio is torch.compile's median by this engine's in FP16. The published times are TensorRT's on other GPUs, as\n"
-        "NVIDIA gave them with demo/BERT ([README.md](README.md)). What is empty was not measured.\n\n"
+        "graph; the ratio is torch.compile's median by this engine's in FP16. The published times are TensorRT's on other GPUs,\n"
+        "as NVIDIA gave them with demo/BERT ([README.md](README.md)). What is empty was not measured.\n\n"
     )
     for model in MODELS:
         for length in LENGTHS:
@@ -124,7 +130,9 @@ def packed(found: dict[Key, Row], heading: str = "") -> str:
                 lines.append([model, precision.upper(), *rates, gain])
     if not lines:
         return ""
-    words = "All windows of SQuAD v1.1 dev in order, sequences per second: padded to 384, 128 at a time; packed, 1,024 at a time.\n\n"
+    words = (
+        "All windows of SQuAD v1.1 dev in order, sequences per second: padded to 384, 128 at a time; packed, 1,024 at a time.\n\n"
+    )
     return f"{heading}\n{words}" + table(["model", "precision", "padded", "packed", "ratio"], lines)
 
 

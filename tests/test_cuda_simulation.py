@@ -35,7 +35,7 @@ def run_file(t: dict[str, np.ndarray], batch: Batch, precision: str) -> tuple[np
     """Return logits, and the 8-bit tensors by the name of the product that reads them, computed from an engine's tensors."""
     codes: dict[str, np.ndarray] = {}
 
-    def rounded(scaled: np.ndarray) -> np.ndarray:
+    def rounded(scaled: np.ndarray, precision: str = precision) -> np.ndarray:
         if precision == "int8":
             return np.clip(np.rint(scaled), -127, 127)
         return np.clip(scaled, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
@@ -63,7 +63,7 @@ def run_file(t: dict[str, np.ndarray], batch: Batch, precision: str) -> tuple[np
     for layer in range(CONFIG.num_hidden_layers):
         qkv, out, inner, last = (f"l{layer}_{name}" for name in cuda_file.PRODUCTS)
         q, k, v = np.split(product(qkv, stored(qkv, x)), 3, axis=1)
-        q, k = rounded(q) * t[f"l{layer}_attention_self_score_scale"], rounded(k)
+        q, k = rounded(q, "fp8") * t[f"l{layer}_attention_self_score_scale"], rounded(k, "fp8")
         context = np.empty_like(q)
         for begin, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             for head in range(heads):

@@ -14,6 +14,7 @@ from helpers.reference import Reference
 from helpers.weights import Weights
 from helpers.weights.names import HEAD_KERNEL, expected_shapes
 
+KEY_FORMAT: EightBit = "fp8"  # of queries and keys
 QUERY_KEY_VALUE = ("attention_self_query", "attention_self_key", "attention_self_value")
 # The products of a layer as the engine runs them, and the parameters that lie one below the other in each.
 PRODUCTS = {
@@ -31,7 +32,7 @@ def packed_tensors(
 
     eight_bit: the format of the products' kernels in place of `dtype`; each then has a `_scale` (out,), which turns sums of stored
     values into real numbers, and an `_input_scale` (1,), by which what the product reads is divided. Queries and keys are rounded
-    too: the scale and bias of their rows give them in units of what is stored, `_score_scale` (1,) the product of both units.
+    to E4M3: the scale and bias of their rows give them in units of what is stored, `_score_scale` (1,) the product of both units.
     """
     tensors: dict[str, np.ndarray] = {}
     of_products = {f"l{layer}_{part}" for layer in range(config.num_hidden_layers) for parts in PRODUCTS.values() for part in parts}
@@ -55,9 +56,7 @@ def packed_tensors(
             tensors[f"{name}_scale"] = scale * input_scale
             tensors[f"{name}_input_scale"] = input_scale
             if parts == QUERY_KEY_VALUE:
-                units = (
-                    np.array([weights.range(range_name) for range_name in query_key_ranges(layer)], np.float32) / LIMITS[eight_bit]
-                )
+                units = np.array([weights.range(of) for of in query_key_ranges(layer)], np.float32) / np.float32(LIMITS[KEY_FORMAT])
                 rows = np.repeat([*units, 1], config.hidden_size).astype(np.float32)  # (out,)
                 tensors[f"{name}_scale"] /= rows
                 tensors[f"{name}_bias"] = bias / rows
@@ -88,7 +87,7 @@ def query_key_ranges(layer: int) -> tuple[str, str]:
 def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Reference:
     """Return the reference that rounds what an 8-bit cuda engine rounds: what products read, their kernels, queries and keys.
 
-    All else is in float32 here and in FP16 there.
+    Queries and keys are E4M3 in INT8 engines too. All else is in float32 here and in FP16 there.
     """
     ranges: dict[str, np.ndarray] = {}
     for layer in range(config.num_hidden_layers):
@@ -99,4 +98,5 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Ref
                 ranges[f"l{layer}_{part}_kernel_amax"] = weights.kernel_amax(f"l{layer}_{part}")
         for name in query_key_ranges(layer):
             ranges[name] = np.asarray(weights.range(name), np.float32)
-    return Reference(config, weights, ranges=ranges, precision=precision)
+    keys = {name: KEY_FORMAT for layer in range(config.num_hidden_layers) for name in query_key_ranges(layer)}
+    return Reference(config, weights, ranges=ranges, precision=precision, exceptions=keys)

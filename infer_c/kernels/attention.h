@@ -23,8 +23,8 @@ struct AttentionShape {
 template <class T>
 void attention_plain(cudaStream_t stream, const T* qkv, T* context, const int* cu_seqlens, const AttentionShape& shape);
 
-// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. Queries, keys and context are FP16, or all three of one 8-bit
-// format; values are FP16.
+// The same on sm_90a for head sizes 32 and 64 and at most 512 tokens. All is FP16; or queries and keys are E4M3, values FP16 and the
+// context is of either 8-bit format. (Sums of INT8 products are whole numbers: to make floats of them took longer than INT8 saved.)
 bool attention_sm90_fits(int head_size, int max_seqlen);
 
 // What it reads, made once: tensor maps with boxes of a head's 64 rows.
@@ -34,8 +34,8 @@ struct AttentionMaps {
   int value_column;  // of the first head, in its map
 };
 AttentionMaps attention_maps(const __half* qkv, int rows, const AttentionShape& shape);  // (rows, 3 * heads * head_size)
-// query_key (rows, 2 * heads * head_size) in 8 bits, value (rows, heads * head_size).
-AttentionMaps attention_maps(Format format, const uint8_t* query_key, const __half* value, int rows, const AttentionShape& shape);
+// query_key (rows, 2 * heads * head_size) in E4M3, value (rows, heads * head_size).
+AttentionMaps attention_maps(const uint8_t* query_key, const __half* value, int rows, const AttentionShape& shape);
 
 // How 8-bit tensors are to be read and written; for FP16 as it stands here.
 struct AttentionScales {

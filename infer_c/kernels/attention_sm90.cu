@@ -17,9 +17,9 @@ AttentionMaps attention_maps(const __half* qkv, int rows, const AttentionShape& 
   return {all, all, 2 * hidden};
 }
 
-AttentionMaps attention_maps(Format format, const uint8_t* query_key, const __half* value, int rows, const AttentionShape& shape) {
+AttentionMaps attention_maps(const uint8_t* query_key, const __half* value, int rows, const AttentionShape& shape) {
   const int hidden = shape.heads * shape.head_size;
-  return {matrix_map(query_key, format, rows, 2 * hidden, attention::kTile, shape.head_size),
+  return {matrix_map(query_key, Format::fp8, rows, 2 * hidden, attention::kTile, shape.head_size),
           matrix_map(value, Format::half, rows, hidden, attention::kTile, 2 * shape.head_size), 0};
 }
 

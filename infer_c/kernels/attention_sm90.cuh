@@ -16,7 +16,9 @@ constexpr int kTile = 64;      // queries of a warpgroup; also the keys of a box
 constexpr int kMaxBoxes = 8;   // of a sequence: 512 tokens
 constexpr int kGroup = 128;    // threads of a warpgroup
 
-// Bytes of a row of queries or keys, and of values; a box is kTile rows.
+// What queries and keys are stored as where the context is of kFormat, the bytes of a row of them, and of values; a box is kTile rows.
+template <Format kFormat>
+constexpr Format kKeyFormat = kFormat == Format::half ? Format::half : Format::fp8;
 template <int kHead, Format kFormat>
 constexpr int kKeyRow = kHead * bytes_of(kFormat);
 template <int kHead>
@@ -47,21 +49,6 @@ void with_constants(int head_size, Format format, const F& f) {
 
 using sm90::Rows;
 
-// --- scores, as the tensor cores leave them: FP32, or INT32 for INT8 ---
-
-// Whole numbers of 23 bits become floats by an addition: beside 1.5 * 2^23 a float's last bits count whole numbers. It stays in
-// them, as it does not matter to a softmax; conversions would take the unit that the exponentials need. 64 products of two INT8
-// values make 21 bits.
-template <int kCount>
-__device__ inline void make_floats(float (&)[kCount]) {}
-template <int kCount>
-__device__ inline void make_floats(int (&s)[kCount]) {
-#pragma unroll
-  for (int& x : s) x += 0x4B400000;
-}
-__device__ inline float as_float(float x) { return x; }
-__device__ inline float as_float(int x) { return __int_as_float(x); }
-
 // --- softmax; in base 2 ---
 
 // What scores are multiplied by: log2(e) / sqrt(head size).
@@ -77,12 +64,12 @@ __device__ inline float exp2_fast(float x) {
 }
 
 // Largest scores of the rows, `most` included; the four threads of a row agree.
-template <class Score, int kCount>
-__device__ inline Rows row_max(const Score (&s)[kCount], Rows most) {
+template <int kCount>
+__device__ inline Rows row_max(const float (&s)[kCount], Rows most) {
 #pragma unroll
   for (int i = 0; i < kCount; i += 4) {
-    most.a = fmaxf(most.a, fmaxf(as_float(s[i]), as_float(s[i + 1])));
-    most.b = fmaxf(most.b, fmaxf(as_float(s[i + 2]), as_float(s[i + 3])));
+    most.a = fmaxf(most.a, fmaxf(s[i], s[i + 1]));
+    most.b = fmaxf(most.b, fmaxf(s[i + 2], s[i + 3]));
   }
 #pragma unroll
   for (int i = 1; i < 4; i *= 2) {
@@ -93,29 +80,24 @@ __device__ inline Rows row_max(const Score (&s)[kCount], Rows most) {
 }
 
 // Columns from `keys` on do not exist.
-template <class Score, int kCount>
-__device__ inline void mask(Score (&s)[kCount], int keys) {
+template <int kCount>
+__device__ inline void mask(float (&s)[kCount], int keys) {
   const int pair = 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    if (i / 4 * 8 + pair + i % 2 < keys) continue;
-    if constexpr (std::is_same_v<Score, int>) {
-      s[i] = __float_as_int(-INFINITY);
-    } else {
-      s[i] = -INFINITY;
-    }
+    if (i / 4 * 8 + pair + i % 2 >= keys) s[i] = -INFINITY;
   }
 }
 
 // Weights 2 ** (s * scale - base) as operands of the next product, 16 columns each: results lie in registers as a left operand does.
-// Returns their sums. `base` is a largest score times the scale, rounded: the same for all weights that are added up.
-template <class Score, int kCount>
-__device__ inline Rows weigh(const Score (&s)[kCount], uint32_t (&weights)[kCount / 8][4], float scale, Rows base) {
+// Returns their sums.
+template <int kCount>
+__device__ inline Rows weigh(const float (&s)[kCount], uint32_t (&weights)[kCount / 8][4], float scale, Rows base) {
   Rows sum{0, 0};
 #pragma unroll
   for (int i = 0; i < kCount; i += 2) {
     const float from = i % 4 < 2 ? -base.a : -base.b;
-    const float left = exp2_fast(fmaf(as_float(s[i]), scale, from)), right = exp2_fast(fmaf(as_float(s[i + 1]), scale, from));
+    const float left = exp2_fast(fmaf(s[i], scale, from)), right = exp2_fast(fmaf(s[i + 1], scale, from));
     (i % 4 < 2 ? sum.a : sum.b) += left + right;
     weights[i / 8][i / 2 % 4] = narrow_pair<Format::half>(left, right);
   }

@@ -68,14 +68,13 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
 
   const int thread = threadIdx.x % kGroup, row = thread / kWarp * 16 + thread % kWarp / 4;  // the first of this thread's two rows
   const float scale = score_scale<kHead>() * scales.score;
-  sm90::Sum<kFormat> s[kKeys / 2];
+  float s[kKeys / 2];
   sm90::wait(query_ready, 0);
   sm90::wait(key_ready, 0);
   const uint64_t q_at = sm90::descriptor<kKeyRow>(queries), k_at = sm90::descriptor<kKeyRow>(keys);
-  sm90::multiply_box<kKeyRow / 32, kKeys, kFormat>(s, q_at, k_at, false);
+  sm90::multiply_box<kKeyRow / 32, kKeys, kKeyFormat<kFormat>>(s, q_at, k_at, false);
   sm90::multiply_wait<0>();
   sm90::pin(s);
-  make_floats(s);
   if ((group + 1) * kKeys > length) mask(s, length - group * kKeys);
   Rows most = row_max(s, {-INFINITY, -INFINITY});
   most.a *= scale, most.b *= scale;
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   // The tensor cores multiply the first weights while the next ones are found.
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
-    const auto& scores = reinterpret_cast<const sm90::Sum<kFormat>(&)[8]>(s[8 * k]);
+    const auto& scores = reinterpret_cast<const float(&)[8]>(s[8 * k]);
     const Rows more = weigh(scores, reinterpret_cast<uint32_t(&)[1][4]>(weights[k]), scale, most);
     sum.a += more.a, sum.b += more.b;
     if (k == 0) sm90::wait(value_ready, 0);

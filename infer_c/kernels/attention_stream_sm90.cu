@@ -210,7 +210,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kKeyRow = attention::kKeyRow<kHead, kFormat>, kValueRow = attention::kValueRow<kHead>;
   constexpr uint64_t kSlotStep = Space::kSlot / 16;  // between descriptors
   const uint64_t keys = sm90::descriptor<kKeyRow>(space.keys(0)), values = sm90::descriptor<kValueRow>(space.values(0));
-  const auto base_of = [scale](const Rows& most) { return Rows{__fmul_rn(most.a, scale), __fmul_rn(most.b, scale)}; };
   Place start{0, 0};  // of the sequence's first box
   int turn = 0, tile = group;  // tile: this group's next one of those that the block has of the head
   for (; !share.done(); share.next()) {
@@ -229,8 +228,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     for (; tile < tiles; tile += kGroups, ++turn) {
       const bool last_use = tile + kGroups >= tiles;
-      sm90::Sum<kFormat> s[kTile / 2];
-      float out[kHead / 2];
+      float s[kTile / 2], out[kHead / 2];
 #pragma unroll
       for (int i = 0; i < kHead / 2; ++i) out[i] = 0.f;
       Rows most{-INFINITY, -INFINITY}, sum{0, 0};
@@ -239,29 +237,28 @@ __global__ void __launch_bounds__(kThreads, 1)
       const uint64_t queries = sm90::descriptor<kKeyRow>(space.queries(group, turn));
       const auto ask = [&](auto& s) {
         ready(at);
-        sm90::multiply_box<kKeyRow / 32, 2 * std::extent_v<std::remove_reference_t<decltype(s)>>, kFormat>(s, queries, keys + at.slot * kSlotStep, false);
+        sm90::multiply_box<kKeyRow / 32, 2 * std::extent_v<std::remove_reference_t<decltype(s)>>, kKeyFormat<kFormat>>(s, queries, keys + at.slot * kSlotStep, false);
       };
       // Weigh the scores of a box and begin to add its values up.
       const auto walk_over = [&](auto& s, int step) {
         constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(s)>>, kKeys = 2 * kCount;
-        make_floats(s);
         if (step * kTile + kKeys > share.length) mask(s, share.length - step * kTile);
         // The first box gives the rows their base. Others need no maximum while no weight becomes too large for FP16, which the
         // sums tell: rescaling is for the rare row that outgrows its first scores.
         uint32_t weights[kKeys / 16][4];
         if (step == 0) most = row_max(s, most);
-        Rows part = weigh(s, weights, scale, base_of(most));
+        Rows part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
         if (__any_sync(~0u, !(part.a <= kMostWeight && part.b <= kMostWeight))) {
-          const Rows before = base_of(most);
-          most = row_max(s, most);
-          const Rows base = base_of(most), shrink{exp2_fast(before.a - base.a), exp2_fast(before.b - base.b)};
+          const Rows now = row_max(s, most);
+          const Rows shrink{exp2_fast((most.a - now.a) * scale), exp2_fast((most.b - now.b) * scale)};
+          most = now;
           sum.a *= shrink.a, sum.b *= shrink.b;
 #pragma unroll
           for (int i = 0; i < kHead / 2; i += 4) {
             out[i] *= shrink.a, out[i + 1] *= shrink.a;
             out[i + 2] *= shrink.b, out[i + 3] *= shrink.b;
           }
-          part = weigh(s, weights, scale, base);
+          part = weigh(s, weights, scale, {most.a * scale, most.b * scale});
         }
         sum.a += part.a, sum.b += part.b;
 
@@ -291,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (last_use) release(used);
       }
       if (whole < boxes) {
-        sm90::Sum<kFormat> few[kTile / 4];
+        float few[kTile / 4];
         ask(few);
         sm90::multiply_wait<0>();
         sm90::pin(few);

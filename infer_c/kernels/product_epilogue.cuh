@@ -12,7 +12,7 @@ namespace bert {
 __host__ __device__ constexpr bool is_eight_bit_gelu(Epilogue e) { return e == Epilogue::gelu_tanh || e == Epilogue::gelu_erf; }
 __host__ __device__ constexpr bool has_norms(Epilogue e) { return e != Epilogue::bias && !is_eight_bit_gelu(e); }
 
-// What a product of kFormat writes; where queries and keys are 8 bits wide, what it writes beside them.
+// What a product of kFormat writes, but for the queries and keys of Epilogue::bias, which are E4M3.
 template <Format kFormat, Epilogue kEpilogue>
 constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::half;
 
@@ -20,10 +20,10 @@ constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::h
 template <Format kFormat, Epilogue kEpilogue>
 constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
 
-// Where a result is stored; kOut tells the 8-bit columns of Epilogue::bias from its others.
-template <Format kFormat, Epilogue kEpilogue, Format kOut>
+// Where a result is stored; kOut tells queries and keys from values.
+template <Epilogue kEpilogue, Format kOut>
 __device__ inline Stored<kOut>* place_of(const Product& p, int row, int column) {
-  if constexpr (kEpilogue == Epilogue::bias && kOut == kFormat) return static_cast<Stored<kOut>*>(p.narrow_out) + static_cast<size_t>(row) * p.narrow_columns + column;
+  if constexpr (kEpilogue == Epilogue::bias && kOut == Format::fp8) return static_cast<Stored<kOut>*>(p.narrow_out) + static_cast<size_t>(row) * p.narrow_columns + column;
   const int pitch = kEpilogue == Epilogue::bias ? p.columns - p.narrow_columns : p.columns, first = kEpilogue == Epilogue::bias ? p.narrow_columns : 0;
   return static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(row) * pitch + column - first;
 }

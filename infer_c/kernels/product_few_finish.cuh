@@ -214,9 +214,9 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
   constexpr int kUnits = S::kUnits;
   float sums[2] = {0, 0};
   float kept[kUnits][4];  // as stored, for the statistics
-  const auto in_own_format = [&](int u) { return kEpilogue == Epilogue::bias && my.first_column + 8 * my.chunk(u) < p.narrow_columns; };
+  const auto is_narrow = [&](int u) { return kEpilogue == Epilogue::bias && my.first_column + 8 * my.chunk(u) < p.narrow_columns; };
   const auto pack = [&](bool narrow, float a, float b) -> uint32_t {
-    if (narrow) return narrow_pair<kFormat>(a, b);
+    if (narrow) return narrow_pair<Format::fp8>(a, b);
     return narrow_pair<kOut>(a, b);
   };
 #pragma unroll
@@ -244,7 +244,7 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 old = __half22float2(reinterpret_cast<const __half2&>(x[r][h]));
-        const uint32_t two = pack(in_own_format(u + h), finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
+        const uint32_t two = pack(is_narrow(u + h), finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
                                   finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
         out[r][h] = two;
         if constexpr (kWritesStats<kFormat, kEpilogue>) {
@@ -258,7 +258,7 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
     for (int r = 0; r < 2; ++r) {
       const auto store = [&](auto stored, int column) {
         constexpr Format kAs = decltype(stored)::value;
-        Stored<kAs>* to = place_of<kFormat, kEpilogue, kAs>(p, my.rows[r], column);
+        Stored<kAs>* to = place_of<kEpilogue, kAs>(p, my.rows[r], column);
         if (units == 1) {
           *reinterpret_cast<Pair<kAs>*>(to) = static_cast<Pair<kAs>>(out[r][0]);
         } else if constexpr (kAs == Format::half) {
@@ -271,8 +271,8 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
       const int mine = units == 2 ? u + my.odd : u;
       if (!my.real(r, mine)) continue;
       const int column = units == 2 ? my.column_of_two(u) : my.column_of_one(u);
-      if (in_own_format(mine)) {
-        store(std::integral_constant<Format, kFormat>(), column);
+      if (is_narrow(mine)) {
+        store(std::integral_constant<Format, Format::fp8>(), column);
       } else {
         store(std::integral_constant<Format, kOut>(), column);
       }

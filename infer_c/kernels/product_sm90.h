@@ -30,7 +30,7 @@ enum class Epilogue {
   norm_gelu_tanh,  // FP16: GELU of that. Intermediate product
   norm_gelu_erf,
   residual,        // out = sum + bias + (residual - mean) * scale * factor; in FP16 its statistics go to out_stats. Both outputs
-  bias,            // 8 bits: out = sum + bias; queries and keys in 8 bits (`narrow`), values in FP16
+  bias,            // 8 bits: out = sum + bias; queries and keys in E4M3 (`narrow`), values in FP16
   gelu_tanh,       // 8 bits: GELU of that, 8 bits again. Intermediate product
   gelu_erf,
 };
@@ -48,8 +48,8 @@ struct Product {
   RowStats out_stats;      // only for Epilogue::residual in FP16
   const float* scale = nullptr;  // (columns,) 8 bits: what a sum of stored values is multiplied by
   float inverse_scale = 1;       // 8-bit output of a GELU: stored value / value
-  void* narrow_out = nullptr;    // (rows, narrow_columns), only for Epilogue::bias: its first columns in the product's own format, as they are:
-  int narrow_columns = 0;        // scale and bias are in units of the stored values. A multiple of kColumnGroup; `out` then has the others only
+  void* narrow_out = nullptr;    // (rows, narrow_columns), only for Epilogue::bias: its first columns in E4M3, as they are: their scale
+  int narrow_columns = 0;        // and bias are in units of the stored values. A multiple of kColumnGroup; `out` then has the others only
   const void* next = nullptr;    // weights of the product after this one, for Variant::prefetch
   unsigned next_bytes = 0;       // a multiple of 16
   bool descending = false;       // persistent kernel: begin with the last rows, which a kernel that began with the first left in the L2 cache

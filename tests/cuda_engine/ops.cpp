@@ -83,7 +83,7 @@ float timed(int repeats, F&& run) {
 }
 
 // numbers: a Variant; input and weights of two (FP16) or one byte a value; stats: (rows, tiles, 2) of tiles `width` wide. Returns out (rows, columns)
-// as bytes, out_stats (rows, tiles * 2), ms. With narrow_columns, out has the other columns, and those in 8 bits come last, (rows, narrow_columns).
+// as bytes, out_stats (rows, tiles * 2), ms. With narrow_columns, out has the other columns, and those in E4M3 come last, (rows, narrow_columns).
 py::tuple product(const std::vector<int>& numbers, int format, int epilogue, const py::array& input, const py::array& weights, const Float& scale,
                   const Float& bias, const Float& factor, const Float& stats, int width, float eps, const Half& residual, float inverse_scale, int repeats, int narrow_columns) {
   const Format operands = static_cast<Format>(format);
@@ -150,7 +150,7 @@ py::tuple attention(const Half& qkv, const Int& cu_seqlens, int heads, int max_s
   return py::make_tuple(to_host<uint16_t>(out, rows, hidden), ms);
 }
 
-// query_key (tokens, 2 hidden) in 8 bits, value (tokens, hidden) FP16; returns context (tokens, hidden) in 8 bits, ms.
+// query_key (tokens, 2 hidden) in E4M3, value (tokens, hidden) FP16; returns context (tokens, hidden) in 8 bits, ms.
 py::tuple attention_8bit(int format, const py::array& query_key, const Half& value, const Int& cu_seqlens, int heads, int max_seqlen, float score_scale,
                          float inverse_scale, int repeats) {
   const Format stored = static_cast<Format>(format);
@@ -160,7 +160,7 @@ py::tuple attention_8bit(int format, const py::array& query_key, const Half& val
   auto d_value = to_device<__half>(value);
   auto d_bounds = to_device<int>(cu_seqlens);
   auto out = poisoned<uint8_t>(static_cast<size_t>(rows) * hidden);
-  const AttentionMaps maps = attention_maps(stored, d_query_key.data(), d_value.data(), rows, shape);
+  const AttentionMaps maps = attention_maps(d_query_key.data(), d_value.data(), rows, shape);
   CUDA_CHECK(cudaDeviceSynchronize());
   const float ms = timed(repeats, [&](cudaStream_t stream) {
     attention_sm90(stream, maps, out.data(), stored, {score_scale, inverse_scale}, d_bounds.data(), shape);
