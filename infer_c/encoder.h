@@ -60,7 +60,8 @@ std::unique_ptr<Encoder> encoder_plain(const EngineFile& file, const EncoderLimi
 std::unique_ptr<Encoder> encoder_sm90(const EngineFile& file, const EncoderLimits& limits);
 
 // For tests: called ahead of each product with its layer, its place there (0 to 3), its 8-bit input on the device, (rows, columns),
-// and, where a residual is added, that in FP16 before its LayerNorm, (rows, hidden).
+// and, where a residual is added, that in FP16 before its LayerNorm, (rows, hidden). Ahead of attention, as place 4, with queries and
+// keys, (rows, 2 hidden), and values, FP16.
 using Trace = std::function<void(int layer, int product, const uint8_t* input, int columns, const __half* residual)>;
 std::unique_ptr<Encoder> encoder_8bit_sm90(const EngineFile& file, const EncoderLimits& limits, Trace trace = nullptr);
 

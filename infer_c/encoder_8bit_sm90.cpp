@@ -92,6 +92,7 @@ class EncoderEightBit final : public Encoder {
       };
       // Of many rows, the last ones written are in the L2 cache: each kernel begins where the one before ended.
       product(0, Epilogue::bias, value_.data(), 0, 1.f, true);
+      if (trace_) trace_(static_cast<int>(l), kProducts, query_key_.data(), 2 * hidden, value_.data());
       attention_sm90(stream, attention_maps_, context_.data(), format_, {layer.score_scale, layer.products[1].inverse_scale}, in.cu_seqlens,
                      attention_shape(bucket));
       product(1, Epilogue::residual, sum_[1].data(), 0, 1.f, false);

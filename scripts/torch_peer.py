@@ -124,8 +124,11 @@ def runs(once: Callable[[], float], count: int, seconds: float) -> list[float]:
 
 
 def measure(once: Callable[[], float], iterations: int, warm_up: int, seconds: float) -> list[float]:
-    """Return the milliseconds of runs after a warm-up; both end early where runs are long."""
-    runs(once, warm_up, seconds / 8)
+    """Return the milliseconds of runs, after a warm-up of `warm_up` runs and half of `seconds`: hot GPUs are slower."""
+    ends = time.perf_counter() + seconds / 2
+    while warm_up > 0 or time.perf_counter() < ends:
+        once()
+        warm_up -= 1
     return runs(once, iterations, seconds)
 
 

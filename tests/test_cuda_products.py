@@ -159,8 +159,8 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
         expected = expected[:, narrow:]
         if epilogue in ("bias", "residual"):
             out = out.view(np.float16).astype(np.float64)
-            assert error(out, expected) <= 1e-3, where
             # The tensor cores add products of E4M3 up in fewer bits than FP32 has.
+            assert error(out, expected) <= (1e-3 if precision == "int8" else 2e-3), where
             loosest = (2e-3 if precision == "int8" else 5e-3) * np.abs(expected).max() + 2e-3
             assert np.abs(out - expected).max() <= loosest, where
         else:

@@ -19,7 +19,7 @@ from helpers.batching import Batch
 from helpers.engine_file import read_info
 
 Run = Callable[..., int]
-SHAPE = ("--models", "base", "--lengths", "128", "--batch-sizes", "2", "--iterations", "4")
+SHAPE = ("--models", "base", "--lengths", "128", "--batch-sizes", "2", "--iterations", "4", "--seconds", "0.1")
 
 
 class Session:
@@ -88,8 +88,16 @@ def test_one_failure_leaves_its_row_out(run: Run, peers: ModuleType, tmp_path: P
 
 
 def test_long_runs_are_fewer(peers: ModuleType) -> None:
-    assert len(peers.torch_peer.measure(lambda: 1.0, 5, 1, 60)) == 5
-    assert len(peers.torch_peer.measure(lambda: 1.0, 5, 1, 0)) == 3
+    asked: list[float] = []
+
+    def once() -> float:
+        asked.append(1.0)
+        return 1.0
+
+    assert len(peers.torch_peer.runs(once, 5, 60)) == 5
+    assert len(peers.torch_peer.measure(once, 5, 2, 0)) == 3 and len(asked) == 5 + 2 + 3
+    peers.torch_peer.measure(once, 5, 2, 0.1)
+    assert len(asked) > 100, "the warm-up lasts"
 
 
 PYTORCH = """
@@ -111,14 +119,14 @@ def test_the_peer_runs_in_a_process_of_its_own(peers: ModuleType, tmp_path: Path
     program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'scripts')!r})\nimport torch_peer\n{PYTORCH}", encoding="utf-8")
     monkeypatch.setattr(peers.torch_peer, "__file__", str(program))
     peer = peers.torch_peer.PeerProcess()
-    assert peer.times("base", 1, 128, True, 4, 1, 60) == [0.25] * 4
+    assert peer.times("base", 1, 128, True, 4, 1, 0.2) == [0.25] * 4
     with pytest.raises(RuntimeError, match="^no room$"):
-        peer.times("large", 1, 128, True, 4, 1, 60)
-    assert peer.times("base", 1, 128, False, 2, 1, 60) == [0.25] * 2, "an error ends a request, not the process"
+        peer.times("large", 1, 128, True, 4, 1, 0.2)
+    assert peer.times("base", 1, 128, False, 2, 1, 0.2) == [0.25] * 2, "an error ends a request, not the process"
     assert "PyTorch" in peer.versions()
     with pytest.raises(RuntimeError, match="ended with status 3"):
-        peer.times("none", 1, 128, False, 2, 1, 60)
-    assert peer.times("base", 1, 128, False, 2, 1, 60) == [0.25] * 2, "it is started again"
+        peer.times("none", 1, 128, False, 2, 1, 0.2)
+    assert peer.times("base", 1, 128, False, 2, 1, 0.2) == [0.25] * 2, "it is started again"
     assert peer.close() == 0
 
 

@@ -81,8 +81,14 @@ __device__ inline float2 warp_sum(float2 x) {
 // Mean and variance of a row in one go: sums of differences from `origin`, a value of the row, and of their squares. No value is
 // further than sqrt(columns) deviations from the mean, so at worst the variance loses columns * 2^-24 of itself.
 __device__ inline void add_differences(float2& sums, const Eight& x, float origin) {
+  float2 pairs[4];  // added up as a tree: kernels of a microsecond wait for such chains
 #pragma unroll
-  for (const float value : x.v) sums.x += value - origin, sums.y += (value - origin) * (value - origin);
+  for (int i = 0; i < 4; ++i) {
+    const float a = x.v[2 * i] - origin, b = x.v[2 * i + 1] - origin;
+    pairs[i] = {a + b, fmaf(a, a, b * b)};
+  }
+  sums.x += (pairs[0].x + pairs[1].x) + (pairs[2].x + pairs[3].x);
+  sums.y += (pairs[0].y + pairs[1].y) + (pairs[2].y + pairs[3].y);
 }
 
 // Sum of the squared deviations from `mean` of a thread's part of a row: vector i begins at column_of(i), if the row is that long.

@@ -20,12 +20,14 @@ constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::h
 template <Format kFormat, Epilogue kEpilogue>
 constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
 
-// Where a result is stored; kOut tells queries and keys from values.
+// Where column 0 of a row of results is stored, or would be: the values of Epilogue::bias, FP16, begin behind its queries and keys.
 template <Epilogue kEpilogue, Format kOut>
-__device__ inline Stored<kOut>* place_of(const Product& p, int row, int column) {
-  if constexpr (kEpilogue == Epilogue::bias && kOut == Format::fp8) return static_cast<Stored<kOut>*>(p.narrow_out) + static_cast<size_t>(row) * p.narrow_columns + column;
-  const int pitch = kEpilogue == Epilogue::bias ? p.columns - p.narrow_columns : p.columns, first = kEpilogue == Epilogue::bias ? p.narrow_columns : 0;
-  return static_cast<Stored<kOut>*>(p.out) + static_cast<size_t>(row) * pitch + column - first;
+__device__ inline Stored<kOut>* row_of(const Product& p, int row) {
+  constexpr bool kNarrow = kEpilogue == Epilogue::bias && kOut == Format::fp8;
+  const int first = kEpilogue == Epilogue::bias && !kNarrow ? p.narrow_columns : 0, pitch = kNarrow ? p.narrow_columns : p.columns - first;
+  ptrdiff_t offset = static_cast<ptrdiff_t>(row) * pitch - first;
+  asm volatile("" : "+l"(offset));  // once a row: the compiler would find it anew for every store
+  return static_cast<Stored<kOut>*>(kNarrow ? p.narrow_out : p.out) + offset;
 }
 
 // Values of one column.

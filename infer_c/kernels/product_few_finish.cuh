@@ -2,8 +2,6 @@
 // Second half of the few-rows product: the blocks of a tile send each other their sums, and each finishes its share of the rows.
 #pragma once
 
-#include <type_traits>
-
 #include "product_epilogue.cuh"
 #include "product_few.h"
 #include "wgmma.cuh"
@@ -206,19 +204,16 @@ __device__ inline void add_received(Sum (&v)[S::kUnits][4], const char* received
   }
 }
 
-// Epilogue of the lane's share: `v` are whole sums, `side` the scales, biases and factors of the tile's columns.
-template <class S, Format kFormat, Epilogue kEpilogue, class Sum>
+// Epilogue of the lane's share: `v` are whole sums, `side` the scales, biases and factors of the tile's columns. Stored as kOut.
+template <class S, Format kFormat, Epilogue kEpilogue, Format kOut, class Sum>
 __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t (&residual)[2][S::kUnits], const Norm (&norms)[2], const char* side,
                                     const Product& p, const Share<S>& my, int column_tile) {
-  constexpr Format kOut = kOutFormat<kFormat, kEpilogue>;
   constexpr int kUnits = S::kUnits;
   float sums[2] = {0, 0};
   float kept[kUnits][4];  // as stored, for the statistics
-  const auto is_narrow = [&](int u) { return kEpilogue == Epilogue::bias && my.first_column + 8 * my.chunk(u) < p.narrow_columns; };
-  const auto pack = [&](bool narrow, float a, float b) -> uint32_t {
-    if (narrow) return narrow_pair<Format::fp8>(a, b);
-    return narrow_pair<kOut>(a, b);
-  };
+  Stored<kOut>* to[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) to[r] = row_of<kEpilogue, kOut>(p, my.rows[r]);
 #pragma unroll
   for (int u = 0; u < kUnits; u += 2) {
     const int units = u + 1 < kUnits ? 2 : 1;
@@ -244,8 +239,8 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 old = __half22float2(reinterpret_cast<const __half2&>(x[r][h]));
-        const uint32_t two = pack(is_narrow(u + h), finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
-                                  finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
+        const auto two = narrow_pair<kOut>(finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
+                                           finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
         out[r][h] = two;
         if constexpr (kWritesStats<kFormat, kEpilogue>) {
           const float2 y = __half22float2(reinterpret_cast<const __half2&>(two));
@@ -256,25 +251,17 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const auto store = [&](auto stored, int column) {
-        constexpr Format kAs = decltype(stored)::value;
-        Stored<kAs>* to = place_of<kEpilogue, kAs>(p, my.rows[r], column);
-        if (units == 1) {
-          *reinterpret_cast<Pair<kAs>*>(to) = static_cast<Pair<kAs>>(out[r][0]);
-        } else if constexpr (kAs == Format::half) {
-          *reinterpret_cast<uint2*>(to) = make_uint2(out[r][0], out[r][1]);
-        } else {
-          *reinterpret_cast<uint32_t*>(to) = out[r][0] | out[r][1] << 16;
-        }
-      };
       if (units == 2) swap_halves(out[r][0], out[r][1], my.odd);
-      const int mine = units == 2 ? u + my.odd : u;
-      if (!my.real(r, mine)) continue;
       const int column = units == 2 ? my.column_of_two(u) : my.column_of_one(u);
-      if (is_narrow(mine)) {
-        store(std::integral_constant<Format, Format::fp8>(), column);
+      bool stores = my.real(r, units == 2 ? u + my.odd : u);
+      if (kEpilogue == Epilogue::bias && kOut == Format::half) stores = stores && column >= p.narrow_columns;
+      if (!stores) continue;
+      if (units == 1) {
+        *reinterpret_cast<Pair<kOut>*>(to[r] + column) = static_cast<Pair<kOut>>(out[r][0]);
+      } else if constexpr (kOut == Format::half) {
+        *reinterpret_cast<uint2*>(to[r] + column) = make_uint2(out[r][0], out[r][1]);
       } else {
-        store(std::integral_constant<Format, kOut>(), column);
+        *reinterpret_cast<uint32_t*>(to[r] + column) = out[r][0] | out[r][1] << 16;
       }
     }
   }

@@ -185,7 +185,14 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
 #pragma unroll
     for (int i = 0; i < kTile / 2; ++i) v[i / 4][i % 4] = acc[i];
   }
-  few::finish_share<S, kFormat, kEpilogue>(v, residual, norms, side, p, my, column_tile);
+  if constexpr (kEpilogue == Epilogue::bias) {  // few tiles are both
+    few::Share<S> narrow = my;
+    narrow.columns = p.narrow_columns;
+    if (first_column < p.narrow_columns) few::finish_share<S, kFormat, kEpilogue, Format::fp8>(v, residual, norms, side, p, narrow, column_tile);
+    if (first_column + kTile > p.narrow_columns) few::finish_share<S, kFormat, kEpilogue, Format::half>(v, residual, norms, side, p, my, column_tile);
+  } else {
+    few::finish_share<S, kFormat, kEpilogue, kOutFormat<kFormat, kEpilogue>>(v, residual, norms, side, p, my, column_tile);
+  }
 #endif
 }
 

@@ -221,7 +221,7 @@ py::array_t<float> head_of_sum_f16(const Half& x, const Float& stats, const Floa
 }
 
 // One pass of an 8-bit engine: logits (tokens, 2), and by (layer, product) what each product read, uint8 (tokens, columns), and the
-// residual that it added, uint16 (tokens, hidden) or None.
+// residual that it added, uint16 (tokens, hidden) or None; by (layer, 4) queries and keys, and values.
 py::tuple trace(const std::string& path, const Int& ids, const Int& segments, const Int& cu_seqlens) {
   const EngineFile file(path);
   const int size = static_cast<int>(cu_seqlens.size()) - 1, tokens = static_cast<int>(ids.size());
