@@ -22,7 +22,7 @@ class Descent {
   // `pass` enqueues a pass with `choice`, which the search changes.
   Descent(cudaStream_t stream, const std::function<void()>& pass, Choice& choice, std::function<bool(int, const Variant&)> exists)
       : stream_(stream), pass_(pass), choice_(choice), exists_(std::move(exists)), best_(stream, pass) {
-    runs_ = std::clamp(static_cast<int>(60 / best_.milliseconds(watch_)), 3, 25);
+    runs_ = std::clamp(static_cast<int>(20 / best_.milliseconds(watch_)), 3, 25);
   }
 
   // Go on from another choice, which may be slower; false where it does not run.
@@ -193,7 +193,7 @@ void ProductSearch::search(cudaStream_t stream, int rows, const std::function<vo
   for (int i = 0; i < kProducts; ++i) descent.candidates[i] = variants(format_, rows, sizes_[i].columns, sizes_[i].boxes, multiprocessors_);
   const auto any = [](const Variant&) { return true; };
   if (rows > 8 * kRowBox) {
-    descent.run(rows <= 64 * kRowBox ? 2 : 1, any);
+    descent.run(1, any);
   } else {
     // Each product's best depends on its neighbours', so short passes, whose search is short too, are gone over again and again.
     descent.run(2, any);

@@ -136,6 +136,10 @@ def packed(found: dict[Key, Row], heading: str = "") -> str:
     return f"{heading}\n{words}" + table(["model", "precision", "padded", "packed", "ratio"], lines)
 
 
+def central(found: dict[Key, Row], key: Key) -> float | None:
+    return float(found[key]["median_ms"] or found[key]["avg_ms"]) if key in found else None
+
+
 def average(found: dict[Key, Row], key: Key) -> float | None:
     return float(found[key]["avg_ms"]) if key in found else None
 
@@ -156,9 +160,8 @@ def published(found: dict[Key, Row], at: tuple[str, int, int]) -> list[str]:
 
 
 def ratio(found: dict[Key, Row], at: tuple[str, int, int]) -> str:
-    """Return the ratio of medians."""
-    rows = [found.get((*at, "fp16", engine)) for engine in ("compile", "ours")]
-    peer, ours = (float(row["median_ms"] or 0) if row else 0 for row in rows)
+    """Return the ratio of medians; of averages where rows of an older version have no medians."""
+    peer, ours = (central(found, (*at, "fp16", engine)) for engine in ("compile", "ours"))
     return f"{peer / ours:.2f}" if peer and ours else ""
 
 

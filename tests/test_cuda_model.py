@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from dataclasses import replace
@@ -252,8 +253,9 @@ def test_damaged_algorithms_are_left_out(small: Path) -> None:
 
 def test_memory_is_flat_over_ten_thousand_runs(config, weights, tmp_path: Path) -> None:
     def used() -> int:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        query = ["nvidia-smi", "-i", gpu, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return int(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
 
     e = infer_c.bert_inf(engine(tmp_path / "e", config, weights, True), enable_graph=True)
     batch = random_batch([40, 100], config.vocab_size)
