@@ -168,6 +168,24 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("inverse", [1e-2, 40.0, 1e6])
+@pytest.mark.parametrize("variant", [(64, 64, 1, 0), (256, 2, 2)], ids=str)
+def test_gelu_of_values_beyond_fp16(variant: tuple[int, ...], inverse: float, precision: str) -> None:
+    """It is found in FP16, whose infinities must neither meet zeros nor each other."""
+    rows, columns, depth = 17, 96, 128
+    x, w = np.ones((rows, depth)), np.ones((columns, depth))
+    sums = np.resize([1e9, -1e9, 7e4, -7e4, 600.0, -600.0, -6.0, 0.0], columns)
+    stored = [eight_bit.encode(each, precision) for each in (x, w)]
+    nothing = np.zeros((rows, columns), np.uint16)
+    numbers = FORMATS[precision], EPILOGUES["gelu_tanh"]
+    scale, stats = (sums / depth).astype(np.float32), np.ones((rows, 1, 2), np.float32)
+    zeros = np.zeros(columns, np.float32)
+    out, *_ = ops.product(list(variant), *numbers, *stored, scale, zeros, zeros, stats, columns, 1e-12, nothing, inverse, 0)
+    expected = np.where(sums > 0, sums, 0.0)  # to less than a step
+    check_rounded(out, np.broadcast_to(np.minimum(expected * inverse, 1e6), out.shape), precision, equal=0.95)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
 @pytest.mark.parametrize(
     ("rows", "hidden"),
     [(1, 16), (17, 384), (129, 768), (1024, 1024), (3000, 1024), (1500, 384), (1100, 768), (5, 4096), (1030, 4096)],

@@ -21,12 +21,13 @@ template <Format kFormat, Epilogue kEpilogue>
 constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
 
 // Where column 0 of a row of results is stored, or would be: the values of Epilogue::bias, FP16, begin behind its queries and keys.
-template <Epilogue kEpilogue, Format kOut>
-__device__ inline Stored<kOut>* row_of(const Product& p, int row) {
+// `pin` is called with the row's place as a number.
+template <Epilogue kEpilogue, Format kOut, class Pin>
+__device__ inline Stored<kOut>* row_of(const Product& p, int row, Pin pin) {
   constexpr bool kNarrow = kEpilogue == Epilogue::bias && kOut == Format::fp8;
   const int first = kEpilogue == Epilogue::bias && !kNarrow ? p.narrow_columns : 0, pitch = kNarrow ? p.narrow_columns : p.columns - first;
   ptrdiff_t offset = static_cast<ptrdiff_t>(row) * pitch - first;
-  asm volatile("" : "+l"(offset));  // once a row: the compiler would find it anew for every store
+  pin(offset);
   return static_cast<Stored<kOut>*>(kNarrow ? p.narrow_out : p.out) + offset;
 }
 
@@ -40,12 +41,24 @@ __device__ inline float finish(Sum sum, const Column& c, Norm norm, float residu
   const float x = kFormat == Format::half ? static_cast<float>(sum) : static_cast<float>(sum) * c.scale;
   if constexpr (kEpilogue == Epilogue::residual) return x + c.bias + (residual - norm.mean) * norm.scale * c.factor;
   if constexpr (kEpilogue == Epilogue::bias) return x + c.bias;
-  if constexpr (kEpilogue == Epilogue::gelu_tanh) return gelu_tanh(x + c.bias, inverse_scale);
   if constexpr (kEpilogue == Epilogue::gelu_erf) return gelu_erf(x + c.bias) * inverse_scale;
   const float y = norm.scale * (x - norm.mean * c.factor) + c.bias;
   if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) return gelu_tanh(y);
   if constexpr (kEpilogue == Epilogue::norm_gelu_erf) return gelu_erf(y);
   return y;
+}
+
+// Two neighbours of a row, as they are stored.
+template <Format kFormat, Epilogue kEpilogue, Format kOut, class Sum>
+__device__ inline Pair<kOut> finish_pair(Sum a, Sum b, const Column& left, const Column& right, const Norm& norm, float2 residual, float inverse_scale) {
+  if constexpr (kEpilogue == Epilogue::gelu_tanh) {
+    // A scale beyond FP16 is cut: that of tensors whose largest value is below 0.0035.
+    const __half2 factor = __float2half2_rn(fminf(0.5f * inverse_scale, 65504.f));
+    return narrow_gelu_tanh<kOut>(static_cast<float>(a) * left.scale + left.bias, static_cast<float>(b) * right.scale + right.bias, factor);
+  } else {
+    return narrow_pair<kOut>(finish<kFormat, kEpilogue>(a, left, norm, residual.x, inverse_scale),
+                             finish<kFormat, kEpilogue>(b, right, norm, residual.y, inverse_scale));
+  }
 }
 
 }  // namespace bert

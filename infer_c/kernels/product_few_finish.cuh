@@ -213,7 +213,9 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
   float kept[kUnits][4];  // as stored, for the statistics
   Stored<kOut>* to[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) to[r] = row_of<kEpilogue, kOut>(p, my.rows[r]);
+  for (int r = 0; r < 2; ++r) {  // once: the compiler would find them anew for every store
+    to[r] = row_of<kEpilogue, kOut>(p, my.rows[r], [](ptrdiff_t& place) { asm volatile("" : "+l"(place)); });
+  }
 #pragma unroll
   for (int u = 0; u < kUnits; u += 2) {
     const int units = u + 1 < kUnits ? 2 : 1;
@@ -239,8 +241,7 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float2 old = __half22float2(reinterpret_cast<const __half2&>(x[r][h]));
-        const auto two = narrow_pair<kOut>(finish<kFormat, kEpilogue>(v[w][2 * r], left, norms[r], old.x, p.inverse_scale),
-                                           finish<kFormat, kEpilogue>(v[w][2 * r + 1], right, norms[r], old.y, p.inverse_scale));
+        const auto two = finish_pair<kFormat, kEpilogue, kOut>(v[w][2 * r], v[w][2 * r + 1], left, right, norms[r], old, p.inverse_scale);
         out[r][h] = two;
         if constexpr (kWritesStats<kFormat, kEpilogue>) {
           const float2 y = __half22float2(reinterpret_cast<const __half2&>(two));
@@ -249,9 +250,15 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
         }
       }
     }
+    if constexpr (kOut == Format::half) {
+      if (units == 2) swap_halves(out[0][0], out[0][1], my.odd), swap_halves(out[1][0], out[1][1], my.odd);
+    } else if (units == 2) {  // both rows of 2 columns fit in a register
+      uint32_t here = out[0][0] | out[1][0] << 16, next = out[0][1] | out[1][1] << 16;
+      swap_halves(here, next, my.odd);
+      out[0][0] = __byte_perm(here, next, 0x5410), out[1][0] = __byte_perm(here, next, 0x7632);
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (units == 2) swap_halves(out[r][0], out[r][1], my.odd);
       const int column = units == 2 ? my.column_of_two(u) : my.column_of_one(u);
       bool stores = my.real(r, units == 2 ? u + my.odd : u);
       if (kEpilogue == Epilogue::bias && kOut == Format::half) stores = stores && column >= p.narrow_columns;
@@ -261,7 +268,7 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
       } else if constexpr (kOut == Format::half) {
         *reinterpret_cast<uint2*>(to[r] + column) = make_uint2(out[r][0], out[r][1]);
       } else {
-        *reinterpret_cast<uint32_t*>(to[r] + column) = out[r][0] | out[r][1] << 16;
+        *reinterpret_cast<uint32_t*>(to[r] + column) = out[r][0];
       }
     }
   }

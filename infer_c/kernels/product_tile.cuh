@@ -122,14 +122,11 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], Group
           const float2 f = factors[batch % 2][j % kBatch];
           const Column left = kFormat == Format::half ? Column{1.f, v.x, v.z} : Column{v.x, v.z, f.x};
           const Column right = kFormat == Format::half ? Column{1.f, v.y, v.w} : Column{v.y, v.w, f.y};
-          const auto done = [&](auto sum, const Column& column_values, const Norm& norm, float added) {
-            return finish<kFormat, kEpilogue>(sum, column_values, norm, added, p.inverse_scale);
-          };
 #pragma unroll
           for (int t = 0; t < kTogether; ++t) {
             auto* d = acc[block + t] + 4 * j;
-            out[t][0][k] = narrow_pair<kOut>(done(d[0], left, norm0[t], x[0].x), done(d[1], right, norm0[t], x[0].y));
-            out[t][1][k] = narrow_pair<kOut>(done(d[2], left, norm1[t], x[1].x), done(d[3], right, norm1[t], x[1].y));
+            out[t][0][k] = finish_pair<kFormat, kEpilogue, kOut>(d[0], d[1], left, right, norm0[t], x[0], p.inverse_scale);
+            out[t][1][k] = finish_pair<kFormat, kEpilogue, kOut>(d[2], d[3], left, right, norm1[t], x[1], p.inverse_scale);
             if constexpr (kStats) {
               // Of the values as stored. Columns past the end are exactly 0: zero weights, and zero bias and factor.
               const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(out[t][0][k])), f1 = __half22float2(reinterpret_cast<const __half2&>(out[t][1][k]));
@@ -148,7 +145,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], Group
           for (int r = 0; r < 2; ++r) {
             const int row = first_row + (block + t) * 64 + row0 + r * 8;
             if (row >= rows || column >= p.columns) continue;
-            Stored<kOut>* to = row_of<kEpilogue, kOut>(p, row) + column;
+            Stored<kOut>* to = row_of<kEpilogue, kOut>(p, row, [](ptrdiff_t) {}) + column;
             const auto& o = out[t][r];
             if constexpr (kOut == Format::half) {
               *reinterpret_cast<uint4*>(to) = make_uint4(o[0], o[1], o[2], o[3]);
