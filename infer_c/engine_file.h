@@ -11,6 +11,7 @@
 namespace bert {
 
 constexpr int kMostTokens = 1 << 30;  // of a batch: twice as many would not be an int
+constexpr int kRevision = 2;          // of the tensors in engines and of the Python module; helpers/backends/cuda.py REVISION
 
 // The shape of the encoder, with the names of bert_config.json.
 struct Config {

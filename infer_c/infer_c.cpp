@@ -211,6 +211,7 @@ void set_error(PyObject* type, const std::exception& error) {
 
 PYBIND11_MODULE(infer_c, m) {
   m.doc() = "BERT question answering on NVIDIA GPUs: loads a cuda engine and runs it.";
+  m.attr("revision") = bert::kRevision;
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);

@@ -169,7 +169,11 @@ def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> 
 
 def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
-    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=None, capability=lambda: 89, device_name=lambda: "GPU"))
+    monkeypatch.setitem(
+        sys.modules,
+        "infer_c",
+        SimpleNamespace(revision=cuda.REVISION, bert_inf=None, capability=lambda: 89, device_name=lambda: "GPU"),
+    )
     path = write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})
     assert f"for another machine: {path} is an int8 engine" in capsys.readouterr().err
     info = read_info(path)
@@ -202,7 +206,7 @@ def test_without_the_module_the_message_is_the_build_command(tmp_path: Path) -> 
     with pytest.raises(MissingDependency, match="cmake -S . -B build && cmake --build build -j"):
         backends.module("cuda").check()
     (tmp_path / "infer_c.py").write_text("bert_inf = None\n")
-    with pytest.raises(MissingDependency, match=r"was compiled from an older version; in .* run: cmake -S \. -B build"):
+    with pytest.raises(MissingDependency, match=r"was compiled from another version; in .* run: cmake -S \. -B build"):
         backends.module("cuda").check()
 
 
@@ -229,7 +233,7 @@ def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monke
     info = replace(read_info(path), details={"algorithms": {"40": [[2]]}, "searched_on": "GPU A"})
 
     def announced(device: str, lengths: list[int]) -> list[str]:
-        module = SimpleNamespace(bert_inf=FakeEngine, capability=lambda: 90, device_name=lambda: device)
+        module = SimpleNamespace(revision=cuda.REVISION, bert_inf=FakeEngine, capability=lambda: 90, device_name=lambda: device)
         monkeypatch.setitem(sys.modules, "infer_c", module)
         said: list[str] = []
         session = backends.load(path, info, backends.LoadOptions(log=said.append))
@@ -253,7 +257,11 @@ def test_what_is_damaged_in_the_memory_is_searched_again(tmp_path: Path, monkeyp
 
     path = write_engine(tmp_path / "e")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=Engine, capability=lambda: 90, device_name=lambda: "A"))
+    monkeypatch.setitem(
+        sys.modules,
+        "infer_c",
+        SimpleNamespace(revision=cuda.REVISION, bert_inf=Engine, capability=lambda: 90, device_name=lambda: "A"),
+    )
     batch = random_batch([300], CONFIG.vocab_size)
     said: list[str] = []
     info = replace(read_info(path), details={"algorithms": json.loads("[5]"), "searched_on": "A"})
@@ -289,7 +297,11 @@ def test_failures_of_the_gpu_are_sentences(
         return FailingEngine(path, enable_graph, choices)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "infer_c", SimpleNamespace(bert_inf=load, capability=lambda: 90, device_name=lambda: "A"))
+    monkeypatch.setitem(
+        sys.modules,
+        "infer_c",
+        SimpleNamespace(revision=cuda.REVISION, bert_inf=load, capability=lambda: 90, device_name=lambda: "A"),
+    )
     path = write_engine(tmp_path / "e")
     assert f"are looked for at the first run: {path} failed on this GPU (cudaGraphInstantiate failed" in capsys.readouterr().err
     assert read_info(path).details == {}

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from conftest import ROOT
+from helpers.backends import cuda
 from helpers.engine_file import METADATA_KEY
 from test_cuda import CONFIG, header_of, no_module, write_engine  # noqa: F401  (a fixture)
 from tests.cuda_engine import built
@@ -36,6 +37,7 @@ def infer_c(build: Path) -> ModuleType:
 
 
 def test_reader_sees_what_python_wrote(infer_c: ModuleType, tmp_path: Path) -> None:
+    assert infer_c.revision == cuda.REVISION
     found = infer_c.read_engine(str(write_engine(tmp_path / "e", activation="gelu_erf")))
     assert found == {**found, "layout": "packed", "precision": "fp16", "max_batch": 4, "max_length": 64, "gelu_erf": True}
     assert found["hidden_size"] == CONFIG.hidden_size and found["layer_norm_eps"] == pytest.approx(1e-12)

@@ -30,6 +30,7 @@ from helpers.weights import Weights
 ROOT = Path(__file__).resolve().parents[2]
 BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
 MOST_TOKENS = 1 << 30  # of a batch; infer_c/engine_file.h kMostTokens
+REVISION = 2  # of the tensors in engines and of the module infer_c; infer_c/engine_file.h kRevision
 
 
 def infer_c() -> Any:
@@ -39,11 +40,11 @@ def infer_c() -> Any:
         sys.path.insert(0, directory)
     try:
         module = importlib.import_module("infer_c")
-        if hasattr(module, "device_name"):
+        if getattr(module, "revision", None) == REVISION:
             return module
         del sys.modules["infer_c"]
         # Without it, what was found is the source folder of that name, as a namespace package.
-        reason = "was compiled from an older version" if hasattr(module, "bert_inf") else "is not compiled"
+        reason = "was compiled from another version" if hasattr(module, "bert_inf") else "is not compiled"
     except ImportError as error:
         reason = f"cannot be loaded ({error})"
     installed = not (ROOT / "CMakeLists.txt").exists()
