@@ -171,7 +171,7 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
 @pytest.mark.parametrize("inverse", [1e-2, 40.0, 1e6])
 @pytest.mark.parametrize("variant", [(64, 64, 1, 0), (256, 2, 2)], ids=str)
 def test_gelu_of_values_beyond_fp16(variant: tuple[int, ...], inverse: float, precision: str) -> None:
-    """It is found in FP16, whose infinities must neither meet zeros nor each other."""
+    """In FP8 it is found in FP16, whose infinities must neither meet zeros nor each other."""
     rows, columns, depth = 17, 96, 128
     x, w = np.ones((rows, depth)), np.ones((columns, depth))
     sums = np.resize([1e9, -1e9, 7e4, -7e4, 600.0, -600.0, -6.0, 0.0], columns)

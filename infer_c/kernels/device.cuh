@@ -118,9 +118,9 @@ __device__ float block_sum(float x, float* scratch) {
   return total;
 }
 
-// x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of Google's BERT. tanh.approx has a relative error of 2^-11,
+// factor / 2 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), the form of Google's BERT. tanh.approx has a relative error of 2^-11,
 // that of the FP16 result.
-__device__ inline float gelu_tanh(float x) {
+__device__ inline float gelu_tanh(float x, float factor = 1.f) {
   const float inner = x * fmaf(0.7978845608028654f * 0.044715f, x * x, 0.7978845608028654f);
 #if __CUDA_ARCH__ >= 750
   float t;
@@ -128,7 +128,7 @@ __device__ inline float gelu_tanh(float x) {
 #else
   const float t = tanhf(inner);
 #endif
-  const float half = 0.5f * x;
+  const float half = 0.5f * factor * x;
   return fmaf(half, t, half);
 }
 
