@@ -106,7 +106,8 @@ class EncoderEightBit final : public Encoder {
 
   size_t weight_bytes() const override { return weights_.bytes(); }
   size_t activation_bytes() const override {
-    return sum_[0].bytes() + sum_[1].bytes() + query_key_.bytes() + value_.bytes() + normal_.bytes() + context_.bytes() + inner_.bytes() + stats_[0].bytes() + stats_[1].bytes();
+    return sum_[0].bytes() + sum_[1].bytes() + query_key_.bytes() + value_.bytes() + normal_.bytes() + context_.bytes() + inner_.bytes() +
+           stats_[0].bytes() + stats_[1].bytes();
   }
   std::string name() const override { return format_ == Format::int8 ? "sm_90a INT8" : "sm_90a FP8"; }
   std::string choices() const override { return search_.json(); }

@@ -90,6 +90,7 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Ref
     Queries and keys are E4M3 in INT8 engines too. All else is in float32 here and in FP16 there.
     """
     ranges: dict[str, np.ndarray] = {}
+    keys: dict[str, EightBit] = {}
     for layer in range(config.num_hidden_layers):
         for product, parts in PRODUCTS.items():
             amax = np.asarray(input_amax(weights, layer, product), np.float32)
@@ -98,5 +99,5 @@ def simulation(config: BertConfig, weights: Weights, precision: EightBit) -> Ref
                 ranges[f"l{layer}_{part}_kernel_amax"] = weights.kernel_amax(f"l{layer}_{part}")
         for name in query_key_ranges(layer):
             ranges[name] = np.asarray(weights.range(name), np.float32)
-    keys = {name: KEY_FORMAT for layer in range(config.num_hidden_layers) for name in query_key_ranges(layer)}
+            keys[name] = KEY_FORMAT
     return Reference(config, weights, ranges=ranges, precision=precision, exceptions=keys)

@@ -20,15 +20,19 @@ constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::h
 template <Format kFormat, Epilogue kEpilogue>
 constexpr bool kWritesStats = kFormat == Format::half && kEpilogue == Epilogue::residual;
 
-// Where column 0 of a row of results is stored, or would be: the values of Epilogue::bias, FP16, begin behind its queries and keys.
-// `pin` is called with the row's place as a number.
-template <Epilogue kEpilogue, Format kOut, class Pin>
-__device__ inline Stored<kOut>* row_of(const Product& p, int row, Pin pin) {
-  constexpr bool kNarrow = kEpilogue == Epilogue::bias && kOut == Format::fp8;
-  const int first = kEpilogue == Epilogue::bias && !kNarrow ? p.narrow_columns : 0, pitch = kNarrow ? p.narrow_columns : p.columns - first;
-  ptrdiff_t offset = static_cast<ptrdiff_t>(row) * pitch - first;
-  pin(offset);
-  return static_cast<Stored<kOut>*>(kNarrow ? p.narrow_out : p.out) + offset;
+// Queries and keys have a place of their own; the values of Epilogue::bias, FP16, begin behind them.
+template <Epilogue kEpilogue, Format kOut>
+constexpr bool kNarrow = kEpilogue == Epilogue::bias && kOut == Format::fp8;
+template <Epilogue kEpilogue, Format kOut>
+__device__ inline Stored<kOut>* results_of(const Product& p) {
+  return static_cast<Stored<kOut>*>(kNarrow<kEpilogue, kOut> ? p.narrow_out : p.out);
+}
+// From there to column 0 of a row, or to where it would be.
+template <Epilogue kEpilogue, Format kOut>
+__device__ inline ptrdiff_t row_offset(const Product& p, int row) {
+  if constexpr (kNarrow<kEpilogue, kOut>) return static_cast<ptrdiff_t>(row) * p.narrow_columns;
+  const int first = kEpilogue == Epilogue::bias ? p.narrow_columns : 0;
+  return static_cast<ptrdiff_t>(row) * (p.columns - first) - first;
 }
 
 // Values of one column.

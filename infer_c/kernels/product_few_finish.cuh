@@ -213,8 +213,10 @@ __device__ inline void finish_share(const Sum (&v)[S::kUnits][4], const uint32_t
   float kept[kUnits][4];  // as stored, for the statistics
   Stored<kOut>* to[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {  // once: the compiler would find them anew for every store
-    to[r] = row_of<kEpilogue, kOut>(p, my.rows[r], [](ptrdiff_t& place) { asm volatile("" : "+l"(place)); });
+  for (int r = 0; r < 2; ++r) {
+    ptrdiff_t offset = row_offset<kEpilogue, kOut>(p, my.rows[r]);
+    asm volatile("" : "+l"(offset));  // once: the compiler would find it anew for every store
+    to[r] = results_of<kEpilogue, kOut>(p) + offset;
   }
 #pragma unroll
   for (int u = 0; u < kUnits; u += 2) {

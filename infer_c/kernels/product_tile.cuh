@@ -145,7 +145,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], Group
           for (int r = 0; r < 2; ++r) {
             const int row = first_row + (block + t) * 64 + row0 + r * 8;
             if (row >= rows || column >= p.columns) continue;
-            Stored<kOut>* to = row_of<kEpilogue, kOut>(p, row, [](ptrdiff_t) {}) + column;
+            Stored<kOut>* to = results_of<kEpilogue, kOut>(p) + row_offset<kEpilogue, kOut>(p, row) + column;
             const auto& o = out[t][r];
             if constexpr (kOut == Format::half) {
               *reinterpret_cast<uint4*>(to) = make_uint4(o[0], o[1], o[2], o[3]);

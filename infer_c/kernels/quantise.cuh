@@ -40,7 +40,7 @@ __device__ inline Pair<kFormat> narrow_pair(float a, float b) {
 // E4M3's. (INT8's are smaller where values are large.) `factor` is finite.
 __device__ inline Pair<Format::fp8> narrow_gelu_tanh(float a, float b, __half2 factor) {
   const auto both = [](float x) { return __float2half2_rn(x); };
-  const __half2 x = __floats2half2_rn(a, b), inner = __hmul2(x, __hfma2(__hmul2(x, x), both(0.7978845608028654f * 0.044715f), both(0.7978845608028654f)));
+  const __half2 x = __floats2half2_rn(a, b), inner = __hmul2(x, __hfma2(__hmul2(x, x), both(kGeluCube), both(kGeluSlope)));
   uint32_t tangent;
   asm("tanh.approx.f16x2 %0, %1;" : "=r"(tangent) : "r"(reinterpret_cast<const uint32_t&>(inner)));
   const __half2 half = __hmax2(__hmul2(x, factor), both(-65504.f));  // where it would be infinite the sum below has no value
