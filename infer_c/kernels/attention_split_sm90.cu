@@ -12,14 +12,14 @@ namespace {
 constexpr int kKeys = 128;  // of a warpgroup
 constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
 
-// Queries; keys and values, row maxima and row sums, two barriers for each warpgroup; one barrier for the queries.
+// Queries; keys and values, row maxima and row sums of each warpgroup.
 template <int kHead, Format kFormat>
 struct Layout {
   static constexpr int kQueryBytes = kTile * kKeyRow<kHead, kFormat>;
   static constexpr int kKeyBytes = kKeys * kKeyRow<kHead, kFormat>, kValueBytes = kKeys * kValueRow<kHead>, kGroupBytes = kKeyBytes + kValueBytes;  // of a warpgroup
   static_assert(kGroupBytes >= kTile * kHead * static_cast<int>(sizeof(float)), "its context takes their place");
   static constexpr size_t bytes(int groups) {
-    return kQueryBytes + groups * (kGroupBytes + 2 * kTile * sizeof(float) + 2 * sizeof(uint64_t)) + sizeof(uint64_t);
+    return kQueryBytes + groups * (kGroupBytes + 2 * kTile * sizeof(float));
   }
 };
 
@@ -30,10 +30,23 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   using Space = Layout<kHead, kFormat>;
   constexpr int kKeyRow = attention::kKeyRow<kHead, kFormat>, kValueRow = attention::kValueRow<kHead>;
   extern __shared__ __align__(1024) char shared[];
+  __shared__ uint64_t query_ready;
+  __shared__ uint64_t key_ready[kMaxGroups];
+  __shared__ uint64_t value_ready[kMaxGroups];
   const int group = warp_index() / (kGroup / kWarp), hidden = heads * kHead;
 
   let_next_start();
-  const int first = cu_seqlens[blockIdx.z], length = cu_seqlens[blockIdx.z + 1] - first, start = blockIdx.x * kTile;
+  const int first = cu_seqlens[blockIdx.z], end = cu_seqlens[blockIdx.z + 1];
+  if (threadIdx.x == 0) {  // while those are on their way
+    sm90::prefetch_map(&maps.query_key);
+    sm90::prefetch_map(&maps.value);
+    sm90::barrier_init(&query_ready, 1);
+#pragma unroll
+    for (int i = 0; i < kMaxGroups; ++i) sm90::barrier_init(key_ready + i, 1), sm90::barrier_init(value_ready + i, 1);
+    sm90::barrier_init_fence();
+  }
+  __syncthreads();
+  const int length = end - first, start = blockIdx.x * kTile;
   const int groups = (length + kKeys - 1) / kKeys;  // that have keys; the others leave
   if (start >= length || group >= groups) return;
   char* queries = shared;
@@ -41,36 +54,26 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   char* values = keys + Space::kKeyBytes;
   float* maxima = reinterpret_cast<float*>(shared + Space::kQueryBytes + groups * Space::kGroupBytes);  // (groups, 64)
   float* sums = maxima + groups * kTile;                                                                // (groups, 64)
-  uint64_t* query_ready = reinterpret_cast<uint64_t*>(sums + groups * kTile);
-  uint64_t *key_ready = query_ready + 1 + 2 * group, *value_ready = key_ready + 1;
-  if (threadIdx.x == 0) {
-    sm90::prefetch_map(&maps.query_key);
-    sm90::prefetch_map(&maps.value);
-    for (int i = 0; i < 1 + 2 * groups; ++i) sm90::barrier_init(query_ready + i, 1);
-    sm90::barrier_init_fence();
-  }
-  const auto together = [&] { sm90::named_barrier(1, groups * kGroup); };
-  together();
   wait_for_previous();
   if (threadIdx.x % kGroup == 0) {
     const int column = blockIdx.y * kHead, row = first + group * kKeys;
     if (group == 0) {
-      sm90::expect_bytes(query_ready, Space::kQueryBytes);
-      sm90::load_box(queries, &maps.query_key, column, first + start, query_ready);
+      sm90::expect_bytes(&query_ready, Space::kQueryBytes);
+      sm90::load_box(queries, &maps.query_key, column, first + start, &query_ready);
     }
     const auto load = [&](char* to, const CUtensorMap& map, int from, int bytes, uint64_t* ready) {
       sm90::expect_bytes(ready, bytes);
       for (int i = 0; i < kKeys / kTile; ++i) sm90::load_box(to + i * (bytes / (kKeys / kTile)), &map, from, row + i * kTile, ready);
     };
-    load(keys, maps.query_key, hidden + column, Space::kKeyBytes, key_ready);
-    load(values, maps.value, maps.value_column + column, Space::kValueBytes, value_ready);
+    load(keys, maps.query_key, hidden + column, Space::kKeyBytes, key_ready + group);
+    load(values, maps.value, maps.value_column + column, Space::kValueBytes, value_ready + group);
   }
 
   const int thread = threadIdx.x % kGroup, row = thread / kWarp * 16 + thread % kWarp / 4;  // the first of this thread's two rows
   const float scale = score_scale<kHead>() * scales.score;
   float s[kKeys / 2];
-  sm90::wait(query_ready, 0);
-  sm90::wait(key_ready, 0);
+  sm90::wait(&query_ready, 0);
+  sm90::wait(key_ready + group, 0);
   const uint64_t q_at = sm90::descriptor<kKeyRow>(queries), k_at = sm90::descriptor<kKeyRow>(keys);
   sm90::multiply_box<kKeyRow / 32, kKeys, kKeyFormat<kFormat>>(s, q_at, k_at, false);
   sm90::multiply_wait<0>();
@@ -87,7 +90,7 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
     const auto& scores = reinterpret_cast<const float(&)[8]>(s[8 * k]);
     const Rows more = weigh(scores, reinterpret_cast<uint32_t(&)[1][4]>(weights[k]), scale, most);
     sum.a += more.a, sum.b += more.b;
-    if (k == 0) sm90::wait(value_ready, 0);
+    if (k == 0) sm90::wait(value_ready + group, 0);
     sm90::pin(out);
     sm90::multiply_fence();
     sm90::multiply_registers<kHead, true>(out, weights[k], sm90::descriptor<kValueRow>(values + k * 16 * kValueRow), k > 0);
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   for (int j = 0; j < kHead / 8; ++j) {
     mine[j * kGroup + thread] = make_float4(out[4 * j], out[4 * j + 1], out[4 * j + 2], out[4 * j + 3]);
   }
-  together();
+  sm90::named_barrier(1, groups * kGroup);
   Rows shares[kMaxGroups], factor{0, 0};
   most = {-INFINITY, -INFINITY};
 #pragma unroll

@@ -10,6 +10,7 @@ namespace bert {
 
 constexpr int kLineBytes = 128;  // of a box's row: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kMaxStages = 16;
+constexpr int kFeeders = 2;      // warps: one for weights, one for input
 
 // A tile, and how many blocks share its depth.
 struct Cut {
@@ -23,7 +24,7 @@ struct Cut {
   // Sums of all blocks that one of them receives: of 1 / split of the tile, from each.
   __host__ __device__ constexpr int received_bytes() const { return split > 1 ? rows * columns * (half_sums ? 2 : 4) : 0; }
   // Scale, bias and factor of the columns, and the barriers.
-  __host__ __device__ constexpr int side_bytes() const { return 3 * columns * 4 + (2 * kMaxStages + 1) * 8; }
+  __host__ __device__ constexpr int side_bytes() const { return 3 * columns * 4 + (2 * kMaxStages + 2) * 8; }
 };
 
 // FP16: narrow tiles and much splitting for 128 rows, wide tiles for 1,024. At 384 rows tiles of 128 x 72 cut 3,072 columns into 129 blocks,
@@ -52,9 +53,11 @@ constexpr auto& few_cuts() {
 
 // What a launch decides beside the Cut.
 struct FewLaunch {
-  int share, pair, early;
+  int share, pair, early, prefetch;
   int stages;  // of the ring; 0: the variant does not fit
   int reuse;   // received sums take the place of the stages
+  int input_part, weights_part;       // rows of a box that a block fetches, for itself and for its peers
+  unsigned input_mask, weights_mask;  // those peers, from the first of them on: a bit for each block of the cluster
 };
 
 Cut cut_of(const Variant& variant);

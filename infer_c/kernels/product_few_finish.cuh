@@ -14,7 +14,7 @@ struct Shape {
   static constexpr int kRows = kTileRows, kTile = kTileColumns, kSplit = kParts;
   static constexpr bool kHalfSums = kHalf;
   static constexpr int kStageBytes = kCut.stage_bytes(), kReceivedBytes = kCut.received_bytes(), kSideBytes = 3 * kTile * 4;
-  static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups, kThreads = (kWarps + 1) * kWarp;
+  static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups, kThreads = (kWarps + kFeeders) * kWarp;
   static constexpr int kFragments = kWarps / kSplit;  // of 16 rows, finished by each block
   static_assert(kWarps % kSplit == 0 && kWarp % kSplit == 0);
   static constexpr int kVector = kHalfSums ? 8 : 16;  // bytes of 4 sums
@@ -27,7 +27,7 @@ struct Shape {
   // Two blocks a multiprocessor, so that the next kernel's can be there early, where the registers suffice.
   static constexpr int blocks(bool residual) {
     const int needed = kTile / 2 + (residual && kUnits > 4 ? 2 * kUnits : 0) + 28;
-    const int warps_a_quarter = (2 * (kWarps + 1) + 3) / 4, registers = 16384 / kWarp / warps_a_quarter / 8 * 8;
+    const int warps_a_quarter = (2 * (kWarps + kFeeders) + 3) / 4, registers = 16384 / kWarp / warps_a_quarter / 8 * 8;
     return needed <= registers ? 2 : 1;
   }
 };

@@ -3,7 +3,7 @@
 // sends its sums to the others straight from the registers (st.async), and finishes its share of the rows; there is no second
 // kernel and no barrier at the end. Neighbouring tiles of a cluster may share their input (`share`) or their weights (`pair`) by
 // multicast. Where two blocks fit on a multiprocessor, the next product's blocks are there early (programmatic dependent launch)
-// and fetch weights and columns' values, which never change, while this one still works.
+// and fetch weights and columns' values, which never change, while this one still works; where not, they start when it ends.
 #pragma once
 
 #include <iterator>
@@ -26,91 +26,106 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
   char* received = launch.reuse ? shared : shared + stages * S::kStageBytes;               // (split, 1 / split of the tile)
   char* side = shared + stages * S::kStageBytes + (launch.reuse ? 0 : S::kReceivedBytes);  // scale, bias, factor of the tile's columns
   uint64_t* full = reinterpret_cast<uint64_t*>(side + S::kSideBytes);
-  uint64_t* empty = full + kMaxStages;
-  uint64_t* complete = empty + kMaxStages;
+  uint64_t *empty = full + kMaxStages, *complete = empty + kMaxStages, *sides = complete + 1;
 
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
-  const int rank = blockIdx.x % kSplit, column_peer = blockIdx.x / kSplit % share, row_peer = blockIdx.x / kSplit / share;
+  const int rank = blockIdx.x % kSplit, peer = blockIdx.x / kSplit;
+  const int column_peer = peer & (share - 1), row_peer = peer >> (share >> 1);  // share is 1, 2 or 4
   const auto block_of = [&](int k, int column, int row) { return k + (column + row * share) * kSplit; };  // in the cluster
   const bool clustered = gridDim.x > 1;  // outside a cluster, the compiler turns its barrier into __syncthreads
   const int writers = share + pair - 1;  // blocks that fill a stage
-  const int rows = *p.tokens;
-  if (static_cast<int>(blockIdx.z) * pair * kRows >= rows) return;
   const int first_row = (blockIdx.z * pair + row_peer) * kRows;
   const int column_tile = blockIdx.y * share + column_peer, first_column = column_tile * kTile;
   const int boxes = ceil_div(p.depth, kDepth);
   const int begin = boxes * rank / kSplit, count = boxes * (rank + 1) / kSplit - begin;
 
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < stages; ++i) {
-      sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, S::kGroups * writers);
-    }
-    sm90::barrier_init(complete, 1 + S::kFragments * kWarp);
-    sm90::barrier_init_fence();
-    sm90::expect_bytes(complete, (kSplit - 1) * S::kSlotBytes);
-  }
-  __syncthreads();
-  if (clustered) sm90::cluster_arrive();  // the others may send once they have seen this
-
-  if (warp == S::kWarps) {  // the feeder
-    const int ahead = min(count, stages);
-    const int input_part = kRows / share, weights_part = kTile / pair;
-    unsigned input_mask = 0, weights_mask = 0;
-    for (int i = 0; i < share; ++i) input_mask |= 1u << block_of(rank, i, row_peer);
-    for (int i = 0; i < pair; ++i) weights_mask |= 1u << block_of(rank, column_peer, i);
-    const auto load_weights = [&](int i, int s) {
-      char* to = shared + s * S::kStageBytes + (kRows + row_peer * weights_part) * kLineBytes;
-      const int column = (begin + i) * kDepth, row = first_column + row_peer * weights_part;
-      if (pair == 1) return sm90::load_box(to, &weights, column, row, full + s);
-      sm90::load_box_multicast(to, &weights, column, row, full + s, static_cast<uint16_t>(weights_mask));
-    };
-    const auto load_input = [&](int i, int s) {
-      char* to = shared + s * S::kStageBytes + column_peer * input_part * kLineBytes;
-      const int column = (begin + i) * kDepth, row = first_row + column_peer * input_part;
-      if (share == 1) return sm90::load_box(to, &input, column, row, full + s);
-      sm90::load_box_multicast(to, &input, column, row, full + s, static_cast<uint16_t>(input_mask));
-    };
-    if (lane == 0) {
-      // What never changes does not wait for the kernel before; what others write into waits for them to be there.
-      const int real = min(kTile, p.columns - first_column), side_bytes = real > 0 ? 4 * real : 0;
-      const int sides = 1 + (kFormat != Format::half) + has_norms(kEpilogue);
-#pragma unroll 1
-      for (int i = 0; i < ahead; ++i) {
-        sm90::expect_bytes(full + i, S::kStageBytes + (i == 0 ? sides * side_bytes : 0));
-        if (pair == 1) load_weights(i, i);
-      }
-      if (side_bytes > 0) {
-        if (kFormat != Format::half) sm90::load_bytes(side, p.scale + first_column, side_bytes, full);
-        sm90::load_bytes(side + 4 * kTile, p.bias + first_column, side_bytes, full);
-        if (has_norms(kEpilogue)) sm90::load_bytes(side + 8 * kTile, p.factor + first_column, side_bytes, full);
-      }
+  // Two warps feed the others, one with weights and one with input: a thread asks for a box in about 200 cycles, in which the tensor
+  // cores use one up. A block that could not start before the kernel ahead ended keeps everybody waiting until its first box is in,
+  // so what comes before that is short: nothing is read from memory, the host has divided what is to be divided, warps set up the barriers
+  // side by side, and the first box of weights is asked for before they have met.
+  const bool feeds_weights = warp == S::kWarps, feeds_input = warp == S::kWarps + 1;
+  const auto load_weights = [&](int i, int s) {  // and open the stage for what is to come
+    sm90::expect_bytes(full + s, S::kStageBytes);
+    const int skipped = row_peer * launch.weights_part;
+    char* to = shared + s * S::kStageBytes + (kRows + skipped) * kLineBytes;
+    const int column = (begin + i) * kDepth, row = first_column + skipped;
+    if (pair == 1) return sm90::load_box(to, &weights, column, row, full + s);
+    sm90::load_box_multicast(to, &weights, column, row, full + s, static_cast<uint16_t>(launch.weights_mask << block_of(rank, column_peer, 0)));
+  };
+  if (lane == 0) {
+    if (feeds_weights) {
+      sm90::prefetch_map(&weights);
+      sm90::barrier_init(full, 1);
+      sm90::barrier_init_fence();
+      if (pair == 1) load_weights(0, 0);
+    } else if (feeds_input) {
       sm90::prefetch_map(&input);
-    }
-    __syncwarp();
-    if (clustered) sm90::cluster_wait();
-    if (lane == 0) {
-      if (pair > 1) {
+      sm90::barrier_init(sides, 1);
+      sm90::barrier_init(complete, 1 + S::kFragments * kWarp);
+      sm90::barrier_init_fence();
+      if (kSplit > 1) sm90::expect_bytes(complete, (kSplit - 1) * S::kSlotBytes);
+    } else {
 #pragma unroll 1
-        for (int i = 0; i < ahead; ++i) load_weights(i, i);
+      for (int i = warp; i < stages; i += S::kWarps) {
+        if (i > 0) sm90::barrier_init(full + i, 1);
+        sm90::barrier_init(empty + i, S::kGroups * writers);
       }
+      sm90::barrier_init_fence();
+    }
+  }
+  __syncwarp();
+  if (clustered) {  // the others may send once they have seen this
+    sm90::cluster_arrive();
+    sm90::cluster_wait();
+  } else {
+    __syncthreads();
+  }
+
+  if (warp >= S::kWarps) {
+    const int ahead = min(count, stages);
+    if (feeds_weights && lane == 0) {  // which never change and do not wait for the kernel before
 #pragma unroll 1
-      for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column + row_peer * weights_part);
-      wait_for_previous();
+      for (int i = pair == 1; i < ahead; ++i) load_weights(i, i);
+      const int real = min(kTile, p.columns - first_column), side_bytes = real > 0 ? 4 * real : 0;
+      sm90::expect_bytes(sides, (1 + (kFormat != Format::half) + has_norms(kEpilogue)) * side_bytes);
+      if (side_bytes > 0) {
+        if (kFormat != Format::half) sm90::load_bytes(side, p.scale + first_column, side_bytes, sides);
+        sm90::load_bytes(side + 4 * kTile, p.bias + first_column, side_bytes, sides);
+        if (has_norms(kEpilogue)) sm90::load_bytes(side + 8 * kTile, p.factor + first_column, side_bytes, sides);
+      }
+      if (launch.prefetch < 2) {  // into the L2 cache what finds no room yet
 #pragma unroll 1
-      for (int i = 0; i < ahead; ++i) load_input(i, i);
+        for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column + row_peer * launch.weights_part);
+      }
+      int s = 0, phase = 0;
+#pragma unroll 1
+      for (int i = ahead; i < count; ++i) {
+        sm90::wait(empty + s, phase);
+        load_weights(i, s);
+        if (++s == stages) s = 0, phase ^= 1;
+      }
       if (p.next_bytes > 0) {  // each block a part of the next product's weights
         const unsigned all = gridDim.x * gridDim.y * gridDim.z, me = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
         const unsigned part = (p.next_bytes / 16 + all - 1) / all * 16, end = min((me + 1) * part, p.next_bytes);
 #pragma unroll 1
         for (unsigned at = me * part; at < end; at += 8192) sm90::prefetch_bytes(static_cast<const char*>(p.next) + at, min(8192u, end - at));
       }
+    } else if (feeds_input && lane == 0) {
+      const int skipped = column_peer * launch.input_part, row = first_row + skipped;
+      const uint32_t to = sm90::shared_address(shared + skipped * kLineBytes), ready = sm90::shared_address(full);
+      const auto load_input = [&](int i, int s) {
+        const int column = (begin + i) * kDepth;
+        if (share == 1) return sm90::load_box(to + s * S::kStageBytes, &input, column, row, ready + 8 * s);
+        const unsigned mask = launch.input_mask << block_of(rank, 0, row_peer);
+        sm90::load_box_multicast(to + s * S::kStageBytes, &input, column, row, ready + 8 * s, static_cast<uint16_t>(mask));
+      };
+      wait_for_previous();
+#pragma unroll 1
+      for (int i = 0; i < ahead; ++i) load_input(i, i);
       int s = 0, phase = 0;
 #pragma unroll 1
       for (int i = ahead; i < count; ++i) {
         sm90::wait(empty + s, phase);
-        sm90::expect_bytes(full + s, S::kStageBytes);
-        load_weights(i, s);
         load_input(i, s);
         if (++s == stages) s = 0, phase ^= 1;
       }
@@ -123,10 +138,11 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
     return;
   }
 
-  if (clustered) sm90::cluster_wait();
+  if (launch.early == 2) let_next_start();
+  const int rows = *p.tokens;
   const few::Share<S> my(warp, lane, rank, first_row, rows, first_column, p.columns);
   wait_for_previous();
-  if (launch.early) let_next_start();
+  if (launch.early == 1) let_next_start();
   float2 held[2][S::kHeld];
   if constexpr (has_norms(kEpilogue)) few::load_stats<S>(held, p.stats, my);
   uint32_t residual[2][S::kUnits];
@@ -185,6 +201,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
 #pragma unroll
     for (int i = 0; i < kTile / 2; ++i) v[i / 4][i % 4] = acc[i];
   }
+  sm90::wait(sides, 0);
   if constexpr (kEpilogue == Epilogue::bias) {  // few tiles are both
     few::Share<S> narrow = my;
     narrow.columns = p.narrow_columns;

@@ -118,7 +118,8 @@ bool Variant::exists(Format format, int boxes) const {
   const auto compiled = [&](const auto& cuts) { return std::find(std::begin(cuts), std::end(cuts), cut_of(*this)) != std::end(cuts); };
   if (!(format == Format::half ? compiled(kHalfCuts) : compiled(kEightBitCuts)) || !among(half_sums, {0, 1})) return false;
   if (!among(share, {1, 2, 4}) || !among(pair, {1, 2}) || share + pair > 5 || split * share * pair > 8) return false;
-  if (!among(resident, {1, 2, 3}) || !among(early, {0, 1}) || !among(prefetch, {0, 1}) || !BoxMaps::has(input_rows()) || !BoxMaps::has(box_rows())) return false;
+  if (!among(resident, {1, 2, 3}) || !among(early, {0, 1, 2}) || !among(prefetch, {0, 1, 2})) return false;
+  if (!BoxMaps::has(input_rows()) || !BoxMaps::has(box_rows())) return false;
   return split <= boxes && few_launch(*this, boxes).stages > 0;
 }
 
@@ -129,7 +130,10 @@ FewLaunch few_launch(const Variant& v, int boxes) {
   // The price of reuse is one more barrier of the cluster, so only for want of stages.
   const bool reuse = c.split > 1 && apart < std::min(count, 4) && over > apart && over * c.stage_bytes() >= c.received_bytes();
   const int stages = std::min(reuse ? over : apart, kMaxStages);
-  return {v.share, v.pair, v.early, stages < std::min(count, 2) ? 0 : stages, reuse};
+  FewLaunch launch{v.share, v.pair, v.early, v.prefetch, stages < std::min(count, 2) ? 0 : stages, reuse, v.input_rows(), v.box_rows(), 0, 0};
+  for (int i = 0; i < v.share; ++i) launch.input_mask |= 1u << i * v.split;
+  for (int i = 0; i < v.pair; ++i) launch.weights_mask |= 1u << i * v.share * v.split;
+  return launch;
 }
 
 namespace {
@@ -140,7 +144,7 @@ double estimate(const Variant& v, int rows, int columns, int boxes, int multipro
   const Cut c = cut_of(v);
   const FewLaunch launch = few_launch(v, boxes);
   const int blocks = ceil_div(rows, c.rows) * ceil_div(columns, c.columns) * c.split, count = ceil_div(boxes, c.split);
-  const int at_once = v.split * v.share * v.pair >= 4 ? multiprocessors / 8 * 8 : multiprocessors;  // clusters stay within a part of the chip
+  const int at_once = v.split * v.share * v.pair >= 4 ? std::max(1, multiprocessors / 8 * 8) : multiprocessors;  // clusters stay within a part of the chip
   const double waves = ceil_div(blocks, at_once * v.resident), beside = std::min(v.resident, ceil_div(blocks, at_once));
   const double bytes = count * kLineBytes, in = bytes * (c.rows + c.columns), l2 = bytes * (c.rows / v.share + c.columns / v.pair);
   const double multiply = count * 4 * (c.rows / 64) * std::max(c.columns / 2.0, 16 + c.columns / 4.0) / 1.9e3;
@@ -201,8 +205,8 @@ std::vector<Variant> refinements(const Variant& variant) {
     list.push_back(variant);
     list.back().*member = value;
   };
-  with(&Variant::prefetch, 1 - variant.prefetch);
-  with(&Variant::early, 1 - variant.early);
+  for (const int prefetch : {0, 1, 2}) with(&Variant::prefetch, prefetch);
+  for (const int early : {0, 1, 2}) with(&Variant::early, early);
   for (const int resident : {1, 2, 3}) with(&Variant::resident, resident);
   for (const int share : {1, 2, 4}) with(&Variant::share, share);
   for (const int pair : {1, 2}) with(&Variant::pair, pair);

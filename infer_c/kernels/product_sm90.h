@@ -82,8 +82,8 @@ struct Variant {
   int share = 1;       // neighbouring tiles that fetch their input together. Persistent kernel: blocks that fetch their weights together, 2
   int pair = 1;        // tiles, one below the other, that fetch their weights together
   int resident = 2;    // blocks of a multiprocessor, its own or a neighbour's: 2 get half of the shared memory each
-  int early = 1;       // the next kernel may start before the products, not after them
-  int prefetch = 0;    // bring the next product's weights into the L2 cache
+  int early = 1;       // the next kernel may start 0: after the products, 1: before them, 2: once all of this one's blocks have
+  int prefetch = 0;    // weights brought into the L2 cache 0: this product's that find no room yet, 1: and the next one's, 2: none
 
   static Variant persistent_of(const PersistentTile& tile) { return {Way::persistent, tile.rows, tile.columns, 1, 0, 2}; }
   static Variant of_library() { return {Way::library, 0, 0}; }

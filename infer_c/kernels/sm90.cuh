@@ -77,21 +77,25 @@ __device__ inline void prefetch_box(const CUtensorMap* map, int column, int row)
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(reinterpret_cast<uint64_t>(map)), "r"(column), "r"(row) : "memory");
 }
 
-// Copy the box whose first element is (column, row) into shared memory; its bytes count at `barrier`.
+// Copy the box whose first element is (column, row) into shared memory; its bytes count at `barrier`. Both are addresses in shared memory.
+__device__ inline void load_box(uint32_t destination, const CUtensorMap* map, int column, int row, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(destination),
+               "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(column), "r"(row)
+               : "memory");
+}
 __device__ inline void load_box(void* destination, const CUtensorMap* map, int column, int row, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(destination)),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(row)
-      : "memory");
+  load_box(shared_address(destination), map, column, row, shared_address(barrier));
 }
 
 // The same into all blocks of the cluster named in `mask`, at the same place in each, counted at each one's own barrier.
-__device__ inline void load_box_multicast(void* destination, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint16_t mask) {
+__device__ inline void load_box_multicast(uint32_t destination, const CUtensorMap* map, int column, int row, uint32_t barrier, uint16_t mask) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(
-          shared_address(destination)),
-      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(barrier)), "r"(column), "r"(row), "h"(mask)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(destination),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(barrier), "r"(column), "r"(row), "h"(mask)
       : "memory");
+}
+__device__ inline void load_box_multicast(void* destination, const CUtensorMap* map, int column, int row, uint64_t* barrier, uint16_t mask) {
+  load_box_multicast(shared_address(destination), map, column, row, shared_address(barrier), mask);
 }
 
 // The same of a map of five dimensions, whose box begins at `column` of the first and `group` of the last.
