@@ -79,16 +79,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto column_of = [&](int tile) { return tile % column_tiles * kTile; };
 
   let_next_start();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      sm90::barrier_init(full + i, 1);
-      sm90::barrier_init(empty + i, kCluster * S::kConsumers * kGroupWarps);  // a stage is free when nobody in the cluster reads it
+  static_assert(kStages <= kConsumerWarps && kSides <= kConsumerWarps);
+  if (lane == 0 && warp < kConsumerWarps) {  // side by side
+    if (warp < kStages) {
+      sm90::barrier_init(full + warp, 1);
+      sm90::barrier_init(empty + warp, kCluster * S::kConsumers * kGroupWarps);  // a stage is free when nobody in the cluster reads it
     }
-    for (int i = 0; i < kSides; ++i) {
-      sm90::barrier_init(side_full + i, kSideThreads);
-      sm90::barrier_init(side_empty + i, S::kConsumers * kGroupWarps * kWarp);
+    if (warp < kSides) {
+      sm90::barrier_init(side_full + warp, kSideThreads);
+      sm90::barrier_init(side_empty + warp, S::kConsumers * kGroupWarps * kWarp);
     }
     sm90::barrier_init_fence();
+  } else if (lane == 0 && warp == kConsumerWarps) {
+    sm90::prefetch_map(&weights);
+    sm90::prefetch_map(&input);
   }
   __syncwarp();
   sm90::cluster_arrive();
@@ -103,18 +107,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         sm90::load_groups_multicast(to, &weights, i * kDepth, (column_of(tile) + rank * (kTile / kCluster)) / kColumnGroup, full + s, (1 << kCluster) - 1);
       };
       const auto load_input = [&](int tile, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, row_of(tile), full + s); };
-      // Weights never change: the first ones are fetched before the kernel ahead of this one has ended.
-      const int early = first_tile < tiles ? min(kStages, blocks) : 0;
-      for (int i = 0; i < early; ++i) load_weights(first_tile, i, i);
-      sm90::prefetch_map(&input);
+      // Weights never change: the first ones are fetched before the kernel ahead of this one has ended. No more of them, since most
+      // blocks start when it ends, and the copy engine would take the first input after all that was asked for before.
+      if (first_tile < tiles) load_weights(first_tile, 0, 0);
       wait_for_previous();
-      for (int i = 0; i < early; ++i) load_input(first_tile, i, i);
-      int fed = early, begin = early;
-      for (int tile = first_tile; tile < tiles; tile += tile_step, begin = 0) {
-        for (int i = begin; i < blocks; ++i, ++fed) {
+      int fed = 0;
+      for (int tile = first_tile; tile < tiles; tile += tile_step) {
+        for (int i = 0; i < blocks; ++i, ++fed) {
           const int s = fed % kStages;
           sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
-          load_weights(tile, i, s);
+          if (fed > 0) load_weights(tile, i, s);
           load_input(tile, i, s);
         }
       }
