@@ -230,7 +230,8 @@ class FakeEngine:
 def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_engine(tmp_path / "e")
-    info = replace(read_info(path), details={"algorithms": {"40": [[2]]}, "searched_on": "GPU A"})
+    found = {"algorithms": {"40": [[2]]}, "searched_on": "GPU A"}
+    info = replace(read_info(path), details={**found, "kernels": cuda.KERNELS})
 
     def announced(device: str, lengths: list[int]) -> list[str]:
         module = SimpleNamespace(revision=cuda.REVISION, bert_inf=FakeEngine, capability=lambda: 90, device_name=lambda: device)
@@ -247,6 +248,9 @@ def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monke
     assert announced("GPU A", [300, 40]) == []  # remembered
     assert len(announced("GPU B", [300, 40])) == 2  # neither was found on such a GPU
     assert announced("GPU B", [300, 40]) == []
+    info = replace(info, details={**found, "kernels": cuda.KERNELS - 1})  # the build's were other kernels
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert len(announced("GPU A", [40])) == 1
 
 
 @pytest.mark.parametrize("kept", ["5", "[1, 2]", "[" * 100_000, '{"300": 5}'])
@@ -264,7 +268,7 @@ def test_what_is_damaged_in_the_memory_is_searched_again(tmp_path: Path, monkeyp
     )
     batch = random_batch([300], CONFIG.vocab_size)
     said: list[str] = []
-    info = replace(read_info(path), details={"algorithms": json.loads("[5]"), "searched_on": "A"})
+    info = replace(read_info(path), details={"algorithms": json.loads("[5]"), "searched_on": "A", "kernels": cuda.KERNELS})
 
     def run() -> None:
         backends.load(path, info, backends.LoadOptions(log=said.append)).run(batch)

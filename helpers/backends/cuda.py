@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
 MOST_TOKENS = 1 << 30  # of a batch; infer_c/engine_file.h kMostTokens
 REVISION = 2  # of the tensors in engines and of the module infer_c; infer_c/engine_file.h kRevision
+KERNELS = 2  # goes up when kernels change so much that what was found for older ones is to be searched again
 
 
 def infer_c() -> Any:
@@ -120,7 +121,7 @@ def _search(path: Path, output: Path, info: EngineInfo) -> dict[str, Any]:
     except (RuntimeError, ValueError) as error:
         print(f"the fastest kernels are looked for at the first run: {output} failed on this GPU ({error})", file=sys.stderr)
         return {}
-    return {"algorithms": json.loads(engine.choices()), "searched_on": infer_c().device_name()}
+    return {"algorithms": json.loads(engine.choices()), "searched_on": infer_c().device_name(), "kernels": KERNELS}
 
 
 def load(path: Path, info: EngineInfo, options: LoadOptions) -> Session:
@@ -206,9 +207,9 @@ class _AlgorithmMemory:
     def __init__(self, info: EngineInfo) -> None:
         device = infer_c().device_name()
         self._known: dict[str, Any] = {}
-        if info.details.get("searched_on") == device:
+        if (info.details.get("searched_on"), info.details.get("kernels")) == (device, KERNELS):
             self._learn(info.details.get("algorithms"))
-        identity = f"{__version__}{info.config}{info.precision}{device}"
+        identity = f"{__version__}/{KERNELS}{info.config}{info.precision}{device}"
         self._path = cache_directory("cuda") / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
     def _learn(self, found: Any) -> None:
