@@ -61,8 +61,10 @@ def test_each_step_rounds_as_its_simulation(config, weights, tmp_path: Path, pre
             x, w = decode(seen[layer, number][0], precision), decode(stored[f"{p}{name}_kernel"], precision)
             return x @ w.T * stored[f"{p}{name}_scale"] + stored[f"{p}{name}_bias"]
 
-        def check(number: int, name: str, exact: np.ndarray, slack: float, p: str = p, layer: int = layer) -> None:
-            check_rounded(seen[layer, number][0], exact / stored[f"{p}{name}_input_scale"], precision, equal=0.9, slack=slack)
+        def check(
+            number: int, name: str, exact: np.ndarray, slack: float, equal: float = 0.9, p: str = p, layer: int = layer
+        ) -> None:
+            check_rounded(seen[layer, number][0], exact / stored[f"{p}{name}_input_scale"], precision, equal=equal, slack=slack)
 
         residual = [seen[layer, number][1].view(np.float16).astype(np.float64) for number in (1, 3)]
         # Beside the rounding itself: FP16 sums before each LayerNorm, FP16 values and softmax, tanh.approx, and of E4M3 sums of
@@ -80,7 +82,8 @@ def test_each_step_rounds_as_its_simulation(config, weights, tmp_path: Path, pre
         assert relative_error(residual[1], total) <= 1e-3
         gamma, beta = (weights[f"{p}attention_output_layernorm_{part}"].astype(np.float64) for part in ("gamma", "beta"))
         check(2, "intermediate_dense", layer_norm(residual[1], gamma, beta, config.layer_norm_eps), 1e-5)
-        check(3, "output_dense", gelu(product("intermediate_dense", 2), config.activation), 4e-3)
+        coarse = precision == "fp8" and config.activation == "gelu_tanh"  # found in FP16, whose error near 0 is a step of E4M3
+        check(3, "output_dense", gelu(product("intermediate_dense", 2), config.activation), 4e-3, 0.8 if coarse else 0.9)
         total = product("output_dense", 3) + layer_norm(residual[1], gamma, beta, config.layer_norm_eps)
         if layer + 1 < config.num_hidden_layers:
             assert relative_error(seen[layer + 1, 1][1].view(np.float16), total) <= 1e-3

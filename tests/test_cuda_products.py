@@ -31,14 +31,14 @@ EITHER = [
     (64, 64, 2, 0),
     (64, 64, 4, 0, 1, 2),
     (64, 64, 2, 0, 1, 1, 3),
-    (64, 96, 1, 0, 1, 2, 1, 0),
+    (64, 96, 1, 0, 1, 2, 1, 0, 2),
     (128, 48, 2, 0, 1, 1, 2, 0),
     (128, 48, 4, 0, 2, 1, 1, 1, 1),
     (128, 64, 1, 0, 4, 1),
     (128, 64, 1, 0, 1, 1, 1, 0, 1),
     (128, 64, 2, 0, 2, 2),
     (128, 96, 1, 0, 2, 2, 2, 0),
-    (128, 96, 2, 0, 1, 1, 1, 1, 1),
+    (128, 96, 2, 0, 1, 1, 1, 2, 2),
     (128, 128, 1, 0, 2, 1),
     (128, 128, 2, 0, 2, 2),
     (192, 96, 1, 0, 4, 1, 1),
@@ -54,7 +54,7 @@ HALF_VARIANTS = [
     (64, 72, 1, 0, 2, 1),
     (128, 72, 1, 0),
     (128, 104, 4, 1),
-    (128, 104, 4, 1, 2, 1, 1),
+    (128, 104, 4, 1, 2, 1, 1, 2, 2),
     (128, 64, 4, 1, 2, 1),
     (128, 96, 4, 1, 1, 2, 1),
     (128, 128, 4, 1),
@@ -164,7 +164,8 @@ def test_eight_bits(epilogue: str, variant: tuple[int, ...], precision: str) -> 
             loosest = (2e-3 if precision == "int8" else 5e-3) * np.abs(expected).max() + 2e-3
             assert np.abs(out - expected).max() <= loosest, where
         else:
-            check_rounded(out, expected * inverse, precision, equal=0.95, slack=2e-3)
+            coarse = (precision, epilogue) == ("fp8", "gelu_tanh")  # found in FP16, whose error near 0 is a step of E4M3
+            check_rounded(out, expected * inverse, precision, equal=0.85 if coarse else 0.95, slack=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])

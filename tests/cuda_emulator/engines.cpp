@@ -142,6 +142,22 @@ float value(const char* p, Multiply::Type type) {
   return type == Multiply::Type::fp8 ? tables.e4m3[static_cast<uint8_t>(*p)] : static_cast<float>(static_cast<int8_t>(*p));
 }
 
+// Adds products of E4M3 up as Hopper does: what lies more than 13 bits below the largest term, the sum so far among them, is cut off.
+void add_e4m3(std::vector<float>& sums, const float* row, const std::vector<float>& b, unsigned depth) {
+  const size_t columns = sums.size();
+  std::vector<float> largest(columns), unit(columns);
+  for (size_t n = 0; n < columns; ++n) largest[n] = std::fabs(sums[n]);
+  for (unsigned k = 0; k < depth; ++k) {
+    for (size_t n = 0; n < columns; ++n) largest[n] = std::max(largest[n], std::fabs(row[k] * b[k * columns + n]));
+  }
+  for (size_t n = 0; n < columns; ++n) unit[n] = largest[n] > 0 ? std::ldexp(1.f, std::ilogb(largest[n]) - 13) : 1.f;
+  for (size_t n = 0; n < columns; ++n) sums[n] = std::trunc(sums[n] / unit[n]);
+  for (unsigned k = 0; k < depth; ++k) {
+    for (size_t n = 0; n < columns; ++n) sums[n] += std::trunc(row[k] * b[k * columns + n] / unit[n]);
+  }
+  for (size_t n = 0; n < columns; ++n) sums[n] *= unit[n];
+}
+
 void execute(Block& block, Multiply& m) {
   const unsigned size = m.type == Multiply::Type::half ? 2 : 1, depth = 32 / size, columns = static_cast<unsigned>(m.columns);
   std::vector<float> a(64 * depth), b(depth * columns);  // (rows, depth), (depth, columns)
@@ -165,13 +181,22 @@ void execute(Block& block, Multiply& m) {
   }
   std::vector<float> sums(columns);
   for (unsigned r = 0; r < 64; ++r) {
+    // The thread and its register that have column n of the row.
+    const auto place = [&](unsigned n) { return std::pair{r / 16 * 32 + r % 8 * 4 + n % 8 / 2, n / 8 * 4 + (r % 16 >= 8) * 2 + n % 2}; };
+    if (m.type == Multiply::Type::fp8) {
+      const auto at = [&](unsigned n) -> float& { return static_cast<float*>(m.sums[place(n).first])[place(n).second]; };
+      for (unsigned n = 0; n < columns; ++n) sums[n] = m.accumulate ? at(n) : 0.f;
+      add_e4m3(sums, &a[r * depth], b, depth);
+      for (unsigned n = 0; n < columns; ++n) at(n) = sums[n];
+      continue;
+    }
     std::fill(sums.begin(), sums.end(), 0.f);
     for (unsigned k = 0; k < depth; ++k) {
       const float factor = a[r * depth + k];
       for (unsigned n = 0; n < columns; ++n) sums[n] += factor * b[k * columns + n];
     }
     for (unsigned n = 0; n < columns; ++n) {
-      const unsigned t = r / 16 * 32 + r % 8 * 4 + n % 8 / 2, i = n / 8 * 4 + (r % 16 >= 8) * 2 + n % 2;
+      const auto [t, i] = place(n);
       if (m.type == Multiply::Type::int8) {
         int& d = static_cast<int*>(m.sums[t])[i];
         d = (m.accumulate ? d : 0) + static_cast<int>(sums[n]);  // 32 products of 8 bits are exact in a float
