@@ -245,6 +245,8 @@ def check_writable(path: str | Path) -> Path:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a directory; give the name of a file to write")
+        if path.is_socket():
+            raise InputError(f"{path} is a socket; give the name of a file to write")
         target = Path(os.path.realpath(path))
         temporary = target.with_name(f".{target.name}.partial-{os.getpid()}")
         if not is_stream(path):

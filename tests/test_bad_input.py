@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import stat
 import subprocess
 import sys
 
@@ -42,6 +44,7 @@ def bad(tmp_path_factory):
     }
     for name, content in files.items():
         (directory / name).write_bytes(content)
+    os.mknod(directory / "socket", stat.S_IFSOCK | 0o600)
     return directory
 
 
@@ -135,6 +138,7 @@ def bad(tmp_path_factory):
         ),
         ("builder", "-x {onnx} -c {model} -o {out} -v {bad}/words.txt", 1, "is no BERT vocabulary"),
         ("builder", "-x {onnx} -c {model} -o {bad}", 1, "is a directory; give the name of a file"),
+        ("builder", "-x {onnx} -c {model} -o {bad}/socket", 1, "socket is a socket; give the name of a file"),
         ("builder", "-x {onnx} -c {model} -o {nothing}", 1, ". is a directory; give the name of a file"),
         ("builder", "-x {onnx} -c {model} -o /proc/nothing/e", 1, "/proc/nothing/e cannot be written"),
         ("builder", "-x {onnx} -c {model} -o {out} --int8 --calibrate -p {bad}/list.json", 1, "is no calibration cache"),
