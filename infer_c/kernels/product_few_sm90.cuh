@@ -83,6 +83,15 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
 
   if (warp >= S::kWarps) {
     const int ahead = min(count, stages);
+    const auto refill = [&](const auto& load) {  // stages that have been used, with the boxes that found no room at first
+      int s = 0, phase = 0;
+#pragma unroll 1
+      for (int i = ahead; i < count; ++i) {
+        sm90::wait(empty + s, phase);
+        load(i, s);
+        if (++s == stages) s = 0, phase ^= 1;
+      }
+    };
     if (feeds_weights && lane == 0) {  // which never change and do not wait for the kernel before
 #pragma unroll 1
       for (int i = pair == 1; i < ahead; ++i) load_weights(i, i);
@@ -97,13 +106,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
 #pragma unroll 1
         for (int i = ahead; i < count; ++i) sm90::prefetch_box(&weights, (begin + i) * kDepth, first_column + row_peer * launch.weights_part);
       }
-      int s = 0, phase = 0;
-#pragma unroll 1
-      for (int i = ahead; i < count; ++i) {
-        sm90::wait(empty + s, phase);
-        load_weights(i, s);
-        if (++s == stages) s = 0, phase ^= 1;
-      }
+      refill(load_weights);
       if (p.next_bytes > 0) {  // each block a part of the next product's weights
         const unsigned all = gridDim.x * gridDim.y * gridDim.z, me = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
         const unsigned part = (p.next_bytes / 16 + all - 1) / all * 16, end = min((me + 1) * part, p.next_bytes);
@@ -122,13 +125,7 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
       wait_for_previous();
 #pragma unroll 1
       for (int i = 0; i < ahead; ++i) load_input(i, i);
-      int s = 0, phase = 0;
-#pragma unroll 1
-      for (int i = ahead; i < count; ++i) {
-        sm90::wait(empty + s, phase);
-        load_input(i, s);
-        if (++s == stages) s = 0, phase ^= 1;
-      }
+      refill(load_input);
     }
     __syncwarp();
     if (kSplit > 1 && launch.reuse) {
