@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -43,6 +44,11 @@ def header_of(path: Path) -> tuple[dict, bytes]:
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def module_with(bert_inf: Any, device: str, capability: int = 90) -> SimpleNamespace:
+    """Return what stands for the compiled module, of this revision, on such a GPU."""
+    return SimpleNamespace(revision=cuda.REVISION, bert_inf=bert_inf, capability=lambda: capability, device_name=lambda: device)
 
 
 @pytest.fixture(autouse=True)
@@ -169,11 +175,7 @@ def test_eight_bits_leave_the_other_tensors_as_fp16_has_them(tmp_path: Path) -> 
 
 def test_eight_bits_need_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """On another GPU an engine is written, for a machine that has one, without a search; it is not loaded."""
-    monkeypatch.setitem(
-        sys.modules,
-        "infer_c",
-        SimpleNamespace(revision=cuda.REVISION, bert_inf=None, capability=lambda: 89, device_name=lambda: "GPU"),
-    )
+    monkeypatch.setitem(sys.modules, "infer_c", module_with(None, "GPU", capability=89))
     path = write_engine(tmp_path / "e", weights=ranged(False), asked={"int8": True})
     assert f"for another machine: {path} is an int8 engine" in capsys.readouterr().err
     info = read_info(path)
@@ -234,8 +236,7 @@ def test_a_search_is_announced_and_remembered_for_this_gpu(tmp_path: Path, monke
     info = replace(read_info(path), details={**found, "kernels": cuda.KERNELS})
 
     def announced(device: str, lengths: list[int]) -> list[str]:
-        module = SimpleNamespace(revision=cuda.REVISION, bert_inf=FakeEngine, capability=lambda: 90, device_name=lambda: device)
-        monkeypatch.setitem(sys.modules, "infer_c", module)
+        monkeypatch.setitem(sys.modules, "infer_c", module_with(FakeEngine, device))
         said: list[str] = []
         session = backends.load(path, info, backends.LoadOptions(log=said.append))
         for length in lengths:
@@ -261,11 +262,7 @@ def test_what_is_damaged_in_the_memory_is_searched_again(tmp_path: Path, monkeyp
 
     path = write_engine(tmp_path / "e")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(
-        sys.modules,
-        "infer_c",
-        SimpleNamespace(revision=cuda.REVISION, bert_inf=Engine, capability=lambda: 90, device_name=lambda: "A"),
-    )
+    monkeypatch.setitem(sys.modules, "infer_c", module_with(Engine, "A"))
     batch = random_batch([300], CONFIG.vocab_size)
     said: list[str] = []
     info = replace(read_info(path), details={"algorithms": json.loads("[5]"), "searched_on": "A", "kernels": cuda.KERNELS})
@@ -301,11 +298,7 @@ def test_failures_of_the_gpu_are_sentences(
         return FailingEngine(path, enable_graph, choices)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setitem(
-        sys.modules,
-        "infer_c",
-        SimpleNamespace(revision=cuda.REVISION, bert_inf=load, capability=lambda: 90, device_name=lambda: "A"),
-    )
+    monkeypatch.setitem(sys.modules, "infer_c", module_with(load, "A"))
     path = write_engine(tmp_path / "e")
     assert f"are looked for at the first run: {path} failed on this GPU (cudaGraphInstantiate failed" in capsys.readouterr().err
     assert read_info(path).details == {}

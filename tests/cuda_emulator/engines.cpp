@@ -142,15 +142,6 @@ float value(const char* p, Multiply::Type type) {
   return type == Multiply::Type::fp8 ? tables.e4m3[static_cast<uint8_t>(*p)] : static_cast<float>(static_cast<int8_t>(*p));
 }
 
-// 1 over 2^-13 of the power of two at or below x; of sums of products of E4M3, which are 0 or at least 2^-18.
-float steps_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits = x > 0 ? (254 + 13 - (bits >> 23)) << 23 : 0x3F800000;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
 // Adds products of E4M3 up as Hopper does: what lies more than 13 bits below the largest term, the sum so far among them, is cut off.
 void add_e4m3(std::vector<float>& sums, const float* row, const std::vector<float>& b, unsigned depth) {
   const size_t columns = sums.size();
@@ -160,7 +151,7 @@ void add_e4m3(std::vector<float>& sums, const float* row, const std::vector<floa
   for (unsigned k = 0; k < depth; ++k) {
     for (size_t n = 0; n < columns; ++n) steps[n] = std::max(steps[n], std::fabs(row[k] * b[k * columns + n]));
   }
-  for (float& s : steps) s = steps_of(s);
+  for (float& s : steps) s = s > 0 ? std::ldexp(1.f, 13 - std::ilogb(s)) : 1.f;
   for (size_t n = 0; n < columns; ++n) sums[n] = cut(sums[n] * steps[n]);
   for (unsigned k = 0; k < depth; ++k) {
     for (size_t n = 0; n < columns; ++n) sums[n] += cut(row[k] * b[k * columns + n] * steps[n]);

@@ -23,6 +23,12 @@ float as_float(uint64_t bits) {
   return f;
 }
 
+uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+
 // The operands of one run and the registers that the statement declares.
 struct State {
   std::vector<Register>& operands;
@@ -47,9 +53,7 @@ struct State {
     std::memcpy(r.address, &value, r.bytes);
   }
   void set(const std::string& name, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    set(name, static_cast<uint64_t>(bits));
+    set(name, uint64_t{bits_of(value)});
   }
 };
 
@@ -85,10 +89,8 @@ void run_multiply(const std::string& code, const std::vector<std::string>& x, St
 
 // As far off as the PTX manual allows for tanh.approx, 2^-11 of it, either way: which way the bits of x tell. Where it is nearly 1 it is 1.
 float approximate_tanh(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
   if (std::fabs(x) > 5) return std::copysign(1.f, x);
-  return std::tanh(x) * (1 + (bits * 2654435761u >> 31 ? 0x1p-11f : -0x1p-11f));
+  return std::tanh(x) * (1 + (bits_of(x) * 2654435761u >> 31 ? 0x1p-11f : -0x1p-11f));
 }
 
 void run_step(const std::string& code, const std::vector<std::string>& x, State& s) {
