@@ -99,19 +99,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool elected = threadIdx.x % kWarp == 0;
 
   let_next_start();
-  if (threadIdx.x == 0) {
-    sm90::prefetch_map(&maps.query_key);
-    sm90::prefetch_map(&maps.value);
-    for (int i = 0; i < kSlots; ++i) {
-      sm90::barrier_init(space.full(i), 1);
-      sm90::barrier_init(space.empty(i), kGroups * kGroup / kWarp);
+  static_assert(kSlots <= kFetcher && 2 * kGroups <= kFetcher);
+  if (elected && warp < kFetcher) {  // side by side
+    if (warp < kSlots) {
+      sm90::barrier_init(space.full(warp), 1);
+      sm90::barrier_init(space.empty(warp), kGroups * kGroup / kWarp);
     }
-    for (int i = 0; i < 2 * kGroups; ++i) {
-      sm90::barrier_init(space.query_full(i / 2, i), 1);
-      sm90::barrier_init(space.query_empty(i / 2, i), kGroup / kWarp);
+    if (warp < 2 * kGroups) {
+      sm90::barrier_init(space.query_full(warp / 2, warp), 1);
+      sm90::barrier_init(space.query_empty(warp / 2, warp), kGroup / kWarp);
     }
     sm90::barrier_init_fence();
+  } else if (elected && warp == kFetcher) {
+    sm90::prefetch_map(&maps.query_key);
+    sm90::prefetch_map(&maps.value);
   }
+  __syncwarp();
   find_share(cu_seqlens, batch, heads, bounds, sums);
   Share share{cu_seqlens, heads, bounds[0], bounds[1], 0, 0};
   share.load();

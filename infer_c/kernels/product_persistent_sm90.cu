@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper product for many rows: one block a multiprocessor, two warpgroups that multiply, a warp that feeds a ring of stages of 40 or
+// Hopper product for many rows: one block a multiprocessor, two warpgroups that multiply, two warps that feed a ring of stages of 40 or
 // 48 KB through the copy engine, and two warps that fetch what the epilogues need. The two blocks of a cluster work on neighbouring
 // rows with the same weights: each fetches half of them and multicasts it. What limits long passes is power, of which bringing a
 // tile's operands into shared memory is a fifth (docs/kernels.md): hence tiles as large as registers allow.
@@ -20,7 +20,8 @@ constexpr int kCluster = 2;  // 132 multiprocessors hold 66 clusters of 2, but f
 constexpr int kGroups = 2, kGroupWarps = 4;
 constexpr int kConsumerWarps = kGroups * kGroupWarps;
 constexpr int kSides = 2, kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
-constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: one warp feeds the ring, two fetch `Side`
+constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: two warps feed the ring, two fetch `Side`
+constexpr int kFeedsWeights = kConsumerWarps, kFeedsInput = kFeedsWeights + 1, kFirstSide = kFeedsInput + 1;  // its warps
 constexpr int kRowBytes = 128;                          // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
 constexpr int kBlockBytes = 64 * kRowBytes;             // the 64 rows of one wgmma
 constexpr int kSharedLimit = 232448;                    // 227 KB is what a block can have
@@ -52,6 +53,11 @@ struct PersistentShape {
   static_assert(sm90::registers_suffice(kFeederRegisters, kConsumerRegisters, kGroups));
 };
 
+// Of a tile in the result.
+struct Place {
+  int row, column;
+};
+
 template <class S, Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1)
     product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
@@ -68,15 +74,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int warp = warp_index(), lane = threadIdx.x % kWarp;
   const int rank = static_cast<int>(sm90::cluster_rank());
-  const int rows = *p.tokens;
-  const int column_tiles = ceil_div(p.columns, kTile), row_tiles = ceil_div(rows, kCluster * kRows), tiles = row_tiles * column_tiles;
   const int first_tile = blockIdx.x / kCluster, tile_step = gridDim.x / kCluster;
   const int blocks = ceil_div(p.depth, kDepth);
-  const auto row_of = [&](int tile) {
-    const int row_tile = tile / column_tiles;
-    return ((p.descending ? row_tiles - 1 - row_tile : row_tile) * kCluster + rank) * kRows;
-  };
-  const auto column_of = [&](int tile) { return tile % column_tiles * kTile; };
 
   let_next_start();
   static_assert(kStages <= kConsumerWarps && kSides <= kConsumerWarps);
@@ -90,43 +89,64 @@ __global__ void __launch_bounds__(kThreads, 1)
       sm90::barrier_init(side_empty + warp, S::kConsumers * kGroupWarps * kWarp);
     }
     sm90::barrier_init_fence();
-  } else if (lane == 0 && warp == kConsumerWarps) {
+  } else if (lane == 0 && warp == kFeedsWeights) {
     sm90::prefetch_map(&weights);
+  } else if (lane == 0 && warp == kFeedsInput) {
     sm90::prefetch_map(&input);
   }
   __syncwarp();
   sm90::cluster_arrive();
+  const int rows = *p.tokens;  // not before: everybody would wait for it
+  const int column_tiles = ceil_div(p.columns, kTile), row_tiles = ceil_div(rows, kCluster * kRows), tiles = row_tiles * column_tiles;
+  const auto place_of = [&](int tile) {
+    const int row_tile = tile / column_tiles;
+    return Place{((p.descending ? row_tiles - 1 - row_tile : row_tile) * kCluster + rank) * kRows, (tile - row_tile * column_tiles) * kTile};
+  };
+  const Place first_place = place_of(first_tile);
   sm90::cluster_wait();
 
   if (warp >= kConsumerWarps) {
     sm90::give_registers<S::kFeederRegisters>();
-    if (warp == kConsumerWarps && lane == 0) {
-      const auto load_weights = [&](int tile, int i, int s) {
-        sm90::expect_bytes(full + s, kStageBytes);
-        char* to = shared + s * kStageBytes + S::kInputBytes + rank * (kTile / kCluster) * kRowBytes;
-        sm90::load_groups_multicast(to, &weights, i * kDepth, (column_of(tile) + rank * (kTile / kCluster)) / kColumnGroup, full + s, (1 << kCluster) - 1);
-      };
-      const auto load_input = [&](int tile, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, row_of(tile), full + s); };
-      // Weights never change: the first ones are fetched before the kernel ahead of this one has ended. No more of them, since most
-      // blocks start when it ends, and the copy engine would take the first input after all that was asked for before.
-      if (first_tile < tiles) load_weights(first_tile, 0, 0);
-      wait_for_previous();
-      int fed = 0;
-      for (int tile = first_tile; tile < tiles; tile += tile_step) {
-        for (int i = 0; i < blocks; ++i, ++fed) {
-          const int s = fed % kStages;
-          sm90::wait(empty + s, (fed / kStages & 1) ^ 1);
-          if (fed > 0) load_weights(tile, i, s);
-          load_input(tile, i, s);
+    // One warp feeds weights, one input: a thread takes a few hundred cycles for both, and the tensor cores use a stage up in 500 to 800.
+    const auto each_stage = [&](const auto& load) {
+      int s = 0, phase = 1;
+      Place place = first_place;
+      for (int tile = first_tile; tile < tiles; tile += tile_step, place = place_of(tile)) {
+#pragma unroll 1
+        for (int i = 0; i < blocks; ++i) {
+          sm90::wait(empty + s, phase);
+          load(place, i, s);
+          if (++s == kStages) s = 0, phase ^= 1;
         }
       }
+    };
+    if (warp == kFeedsWeights && lane == 0 && first_tile < tiles) {
+      constexpr int kPart = kTile / kCluster;  // columns that a block fetches, for both
+      const auto load_weights = [&](const Place& place, int i, int s) {
+        sm90::expect_bytes(full + s, kStageBytes);
+        char* to = shared + s * kStageBytes + S::kInputBytes + rank * kPart * kRowBytes;
+        sm90::load_groups_multicast(to, &weights, i * kDepth, (place.column + rank * kPart) / kColumnGroup, full + s, (1 << kCluster) - 1);
+      };
+      // Weights never change: the first ones are fetched before the kernel ahead of this one has ended. No more of them, since most
+      // blocks start when it ends, and the copy engine would take the first input after all that was asked for before.
+      load_weights(first_place, 0, 0);
+      wait_for_previous();
+      int fed = 0;
+      each_stage([&](const Place& place, int i, int s) {
+        if (fed++ > 0) load_weights(place, i, s);
+      });
+    }
+    if (warp == kFeedsInput && lane == 0) {
+      wait_for_previous();
+      each_stage([&](const Place& place, int i, int s) { sm90::load_box(shared + s * kStageBytes, &input, i * kDepth, place.row, full + s); });
     }
     // Side values have warps of their own: their latency must not hold up the ring.
-    if (warp > kConsumerWarps && warp <= kConsumerWarps + kSideWarps) {
+    if (warp >= kFirstSide) {
       wait_for_previous();
       int turn = 0;
-      for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn) {
-        const int r = threadIdx.x - (kConsumerWarps + 1) * kWarp, column = column_of(tile) + 4 * r;
+      Place place = first_place;
+      for (int tile = first_tile; tile < tiles; tile += tile_step, ++turn, place = place_of(tile)) {
+        const int r = static_cast<int>(threadIdx.x) - kFirstSide * kWarp, column = place.column + 4 * r;
         Side& side = sides[turn % kSides];
         sm90::wait(side_empty + turn % kSides, (turn / kSides & 1) ^ 1);
         if (4 * r < kTile) {
@@ -144,10 +164,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (has_norms(kEpilogue)) {
 #pragma unroll 1
           for (int i = r; i < kRows; i += kSideThreads) {
-            const int row = min(row_of(tile) + i, rows - 1);
+            const int row = min(place.row + i, rows - 1);
             side.norms[i] = combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
             if (kEpilogue == Epilogue::residual && S::kAhead * kColumnGroup < kTile) {  // bring it close; the epilogue fetches it late
-              for (int k = column_of(tile); k < min(column_of(tile) + kTile, p.columns); k += 64) {
+              for (int k = place.column; k < min(place.column + kTile, p.columns); k += 64) {
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + k));
               }
             }
@@ -158,21 +178,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     sm90::take_registers<S::kConsumerRegisters>();
-    wait_for_previous();
     const int group = warp / kGroupWarps, step = S::kTurns ? kGroups * tile_step : tile_step;
     int used = S::kTurns ? group * blocks : 0, turn = S::kTurns ? group : 0;  // stages and tiles of the block up to this group's next one
-    for (int tile = first_tile + (S::kTurns ? group * tile_step : 0); tile < tiles; tile += step) {
+    int tile = first_tile + turn * tile_step;
+    Place place = place_of(tile);
+    wait_for_previous();
+    for (; tile < tiles; tile += step, place = place_of(tile)) {
       const int block_row = (S::kTurns ? 0 : group) * S::kBlocks * 64;  // in the tile
       const int warp_row = block_row + warp % kGroupWarps * 16;
       GroupResidual residual[S::kAhead];
-      if (kEpilogue == Epilogue::residual) load_residuals(residual, p, row_of(tile) + warp_row, column_of(tile), rows);
+      if (kEpilogue == Epilogue::residual) load_residuals(residual, p, place.row + warp_row, place.column, rows);
       sm90::Sum<kFormat> acc[S::kBlocks][kTile / 2];
 #pragma unroll
       for (int i = 0; i < S::kSums; ++i) acc[i / (kTile / 2)][i % (kTile / 2)] = 0;
       // Turns begin when the other group has waited for its last stage: a stage's barrier tells this phase from the one before,
       // not from the one before that.
       if (S::kTurns && turn > 0) sm90::named_barrier(1 + group, kGroups * kGroupWarps * kWarp);
-      for (int i = 0; i < blocks; ++i, ++used) {
+      const auto multiply_stage = [&](int i) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
@@ -182,6 +204,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (S::kTurns && i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
         sm90::multiply_wait<S::kBlocks>();
         if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
+      };
+      if constexpr (kFormat == Format::half) {  // which is faster as the compiler unrolls it, 8 bits where it does not
+        for (int i = 0; i < blocks; ++i, ++used) multiply_stage(i);
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < blocks; ++i, ++used) multiply_stage(i);
       }
       sm90::multiply_wait<0>();
 #pragma unroll
@@ -191,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const ColumnPairs columns{sides[turn % kSides].pairs, sides[turn % kSides].factors};
       constexpr int kBatch = kEpilogue == Epilogue::residual && S::kSums > 128 ? 2 : 4;  // what registers are left for
       finish_tile<kFormat, kEpilogue, S::kBlocks, kTile, S::kAhead, kBatch>(acc, residual, p, sides[turn % kSides].norms + warp_row, columns,
-                                                                            row_of(tile) + warp_row, column_of(tile), rows);
+                                                                            place.row + warp_row, place.column, rows);
       sm90::arrive(side_empty + turn % kSides);
       turn += S::kTurns ? kGroups : 1, used += S::kTurns ? (kGroups - 1) * blocks : 0;
     }
