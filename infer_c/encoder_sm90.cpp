@@ -164,7 +164,7 @@ void EncoderSm90::load() {
   const float* beta = weights_.vector("bert_embeddings_layernorm_beta", hidden);
 
   // A product behind a LayerNorm takes its gamma and beta in; one before a residual adds the residual's LayerNorm.
-  const auto folded = [&](const std::string& name, int columns) {
+  const auto folded = [&](const std::string& name, int columns, bool halved) {
     Operand o;
     __half* kernel = weights_.matrix<__half>(name + "_kernel", columns, hidden, kColumnGroup);
     float* bias = weights_.vector(name + "_bias", columns);
@@ -172,6 +172,7 @@ void EncoderSm90::load() {
     fold(nullptr, kernel, gamma, beta, sums, bias, columns, hidden);
     __half* half_bias = reinterpret_cast<__half*>(weights_.room(ceil_div(columns, 2)));
     narrow(nullptr, bias, half_bias, columns);
+    if (halved) scale(nullptr, bias, 0.5f, columns);  // product_sm90.h, struct Product
     o.weights = kernel, o.columns = columns, o.depth = hidden, o.bias = bias, o.factor = sums, o.half_bias = half_bias;
     return o;
   };
@@ -185,11 +186,11 @@ void EncoderSm90::load() {
   for (int i = 0; i < config_.num_hidden_layers; ++i) {
     const std::string l = "l" + std::to_string(i) + "_";
     Layer layer;
-    layer.products[0] = folded(l + "attention_self_qkv", 3 * hidden);
+    layer.products[0] = folded(l + "attention_self_qkv", 3 * hidden, false);
     layer.products[1] = residual(l + "attention_output_dense", hidden);
     gamma = weights_.vector(l + "attention_output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "attention_output_layernorm_beta", hidden);
-    layer.products[2] = folded(l + "intermediate_dense", inner);
+    layer.products[2] = folded(l + "intermediate_dense", inner, !config_.gelu_erf);
     layer.products[3] = residual(l + "output_dense", inner);
     gamma = weights_.vector(l + "output_layernorm_gamma", hidden);
     beta = weights_.vector(l + "output_layernorm_beta", hidden);

@@ -34,6 +34,11 @@ __global__ void narrow_kernel(const float* a, __half* out, int count) {
   if (i < count) out[i] = __float2half_rn(a[i]);
 }
 
+__global__ void scale_kernel(float* x, float factor, int count) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) x[i] *= factor;
+}
+
 __global__ void add_kernel(const float* a, const float* b, float* out, int count) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < count) out[i] = a[i] + b[i];
@@ -47,6 +52,10 @@ void fold(cudaStream_t stream, __half* weights, const float* gamma, const float*
 
 void narrow(cudaStream_t stream, const float* a, __half* out, int count) {
   launch(stream, {dim3(ceil_div(count, 256)), dim3(256)}, narrow_kernel, a, out, count);
+}
+
+void scale(cudaStream_t stream, float* x, float factor, int count) {
+  launch(stream, {dim3(ceil_div(count, 256)), dim3(256)}, scale_kernel, x, factor, count);
 }
 
 void add(cudaStream_t stream, const float* a, const float* b, float* out, int count) {

@@ -15,6 +15,9 @@ void fold(cudaStream_t stream, __half* weights, const float* gamma, const float*
 // out = a, in FP16: biases for a library's epilogue
 void narrow(cudaStream_t stream, const float* a, __half* out, int count);
 
+// x *= factor
+void scale(cudaStream_t stream, float* x, float factor, int count);
+
 // out = a + b
 void add(cudaStream_t stream, const float* a, const float* b, float* out, int count);
 

@@ -12,6 +12,9 @@ namespace bert {
 __host__ __device__ constexpr bool is_eight_bit_gelu(Epilogue e) { return e == Epilogue::gelu_tanh || e == Epilogue::gelu_erf; }
 __host__ __device__ constexpr bool has_norms(Epilogue e) { return e != Epilogue::bias && !is_eight_bit_gelu(e); }
 
+// The tanh form in FP16 begins with half of its argument, which costs nothing where the bias comes halved and the norm's scale is.
+__host__ __device__ constexpr bool is_halved(Epilogue e) { return e == Epilogue::norm_gelu_tanh; }
+
 // What a product of kFormat writes, but for the queries and keys of Epilogue::bias, which are E4M3.
 template <Format kFormat, Epilogue kEpilogue>
 constexpr Format kOutFormat = is_eight_bit_gelu(kEpilogue) ? kFormat : Format::half;
@@ -45,10 +48,9 @@ __device__ inline float finish(Sum sum, const Column& c, Norm norm, float residu
   const float x = kFormat == Format::half ? static_cast<float>(sum) : static_cast<float>(sum) * c.scale;
   if constexpr (kEpilogue == Epilogue::residual) return x + c.bias + (residual - norm.mean) * norm.scale * c.factor;
   if constexpr (kEpilogue == Epilogue::bias) return x + c.bias;
-  if constexpr (kEpilogue == Epilogue::gelu_tanh) return gelu_tanh(x + c.bias, inverse_scale);
   if constexpr (kEpilogue == Epilogue::gelu_erf) return gelu_erf(x + c.bias) * inverse_scale;
   const float y = norm.scale * (x - norm.mean * c.factor) + c.bias;
-  if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) return gelu_tanh(y);
+  if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) return gelu_tanh_of_twice(y);
   if constexpr (kEpilogue == Epilogue::norm_gelu_erf) return gelu_erf(y);
   return y;
 }
@@ -56,10 +58,11 @@ __device__ inline float finish(Sum sum, const Column& c, Norm norm, float residu
 // Two neighbours of a row, as they are stored.
 template <Format kFormat, Epilogue kEpilogue, Format kOut, class Sum>
 __device__ inline Pair<kOut> finish_pair(Sum a, Sum b, const Column& left, const Column& right, const Norm& norm, float2 residual, float inverse_scale) {
-  if constexpr (kEpilogue == Epilogue::gelu_tanh && kOut == Format::fp8) {
-    // A scale beyond FP16 is cut: that of tensors whose largest value is below 0.0035.
+  // A GELU's result is the half of its argument, in units of what is stored, times something; a scale beyond FP16 is cut: that of
+  // tensors whose largest value is below 0.0035.
+  if constexpr (kEpilogue == Epilogue::gelu_tanh) {
     const __half2 factor = __float2half2_rn(fminf(0.5f * inverse_scale, 65504.f));
-    return narrow_gelu_tanh(static_cast<float>(a) * left.scale + left.bias, static_cast<float>(b) * right.scale + right.bias, factor);
+    return narrow_gelu_tanh<kOut>(static_cast<float>(a) * left.scale + left.bias, static_cast<float>(b) * right.scale + right.bias, factor);
   } else {
     return narrow_pair<kOut>(finish<kFormat, kEpilogue>(a, left, norm, residual.x, inverse_scale),
                              finish<kFormat, kEpilogue>(b, right, norm, residual.y, inverse_scale));

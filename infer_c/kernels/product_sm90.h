@@ -40,7 +40,7 @@ struct Product {
   int columns;             // N
   int depth;               // K
   void* out;               // (rows, columns): FP16; the product's own format for gelu_tanh and gelu_erf
-  const float* bias;       // (columns,) b' of the folded norm; or bias + beta of the residual's norm; or just the bias
+  const float* bias;       // (columns,) b' of the folded norm, for norm_gelu_tanh half of it; or bias + beta of the residual's norm; or just the bias
   const float* factor;     // (columns,) sum(W'); or gamma of the residual's norm
   RowStats stats;          // of the input rows (depth wide); or of the residual rows (columns wide)
   float eps;

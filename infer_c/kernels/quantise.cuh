@@ -36,16 +36,28 @@ __device__ inline Pair<kFormat> narrow_pair(float a, float b) {
   }
 }
 
-// Twice `factor` times the GELU (device.cuh, gelu_tanh) of two values, in E4M3. In FP16 two at a time, whose steps are a small part of
-// E4M3's. (INT8's are smaller where values are large.) `factor` is finite.
-__device__ inline Pair<Format::fp8> narrow_gelu_tanh(float a, float b, __half2 factor) {
+// Values in FP16 as 8 bits.
+template <Format kFormat>
+__device__ inline Pair<kFormat> narrow_pair(__half2 x) {
+  static_assert(kFormat != Format::half);
+  if constexpr (kFormat == Format::fp8) {
+    return __nv_cvt_halfraw2_to_fp8x2(static_cast<__half2_raw>(x), __NV_SATFINITE, __NV_E4M3);
+  } else {  // as above; beside 1.5 * 2^10 the last bits of FP16 count whole numbers
+    const __half2 whole = __hadd2(__hmax2(__hmin2(x, __float2half2_rn(127.f)), __float2half2_rn(-127.f)), __float2half2_rn(1536.f));
+    return static_cast<uint16_t>(__byte_perm(reinterpret_cast<const uint32_t&>(whole), 0, 0x0020));
+  }
+}
+
+// Twice `factor` times the GELU (device.cuh, gelu_tanh_of_twice) of two values. In FP16, two at a time: its steps are a small part of those
+// of 8 bits. `factor` is finite.
+template <Format kFormat>
+__device__ inline Pair<kFormat> narrow_gelu_tanh(float a, float b, __half2 factor) {
   const auto both = [](float x) { return __float2half2_rn(x); };
   const __half2 x = __floats2half2_rn(a, b), inner = __hmul2(x, __hfma2(__hmul2(x, x), both(kGeluCube), both(kGeluSlope)));
   uint32_t tangent;
   asm("tanh.approx.f16x2 %0, %1;" : "=r"(tangent) : "r"(reinterpret_cast<const uint32_t&>(inner)));
   const __half2 half = __hmax2(__hmul2(x, factor), both(-65504.f));  // where it would be infinite the sum below has no value
-  const __half2 y = __hfma2(half, reinterpret_cast<const __half2&>(tangent), half);
-  return __nv_cvt_halfraw2_to_fp8x2(static_cast<__half2_raw>(y), __NV_SATFINITE, __NV_E4M3);
+  return narrow_pair<kFormat>(__hfma2(half, reinterpret_cast<const __half2&>(tangent), half));
 }
 
 // gamma or beta in units of the stored values.

@@ -13,7 +13,7 @@ import os
 import pytest
 
 TOKENS, ROWS = 300, 200  # at most
-PRODUCTS = [(17, 96, 208), (129, 272, 1008)]  # rows, columns, depth: less than a tile, and several with a rest on every side
+PRODUCTS = [(17, 240, 208), (129, 272, 1008)]  # rows, columns, depth: less than a tile, and several with a rest on every side
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
