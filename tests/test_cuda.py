@@ -25,6 +25,7 @@ from helpers.engine_file import EngineInfo, read_info
 from helpers.errors import BertError, EngineMismatch, InputError, MissingDependency, UsageError
 from helpers.weights import Weights
 from helpers.weights.names import activation_ranges
+from tests.cuda_engine import built
 
 CONFIG = small_config(head_size=32)
 
@@ -56,6 +57,7 @@ def no_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Build engines as on a machine without the compiled module."""
     monkeypatch.setenv("INFER_C_DIR", str(tmp_path))
     monkeypatch.delitem(sys.modules, "infer_c", raising=False)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(built.BUILD)])  # where GPU tests look
 
 
 def test_engine_holds_fused_products_in_the_precision_asked_for(tmp_path: Path) -> None:
