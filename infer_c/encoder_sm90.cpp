@@ -21,7 +21,7 @@ struct Operand {
   const __half* weights = nullptr;
   int columns = 0, depth = 0;
   const float *bias = nullptr, *factor = nullptr;  // product_sm90.h, struct Product
-  const __half* half_bias = nullptr;               // `bias` for a library's epilogue
+  const __half* half_bias = nullptr;               // b', whole and in FP16, for a library's epilogue
   WeightMaps maps;
 };
 

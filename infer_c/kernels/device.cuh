@@ -124,12 +124,8 @@ constexpr float kGeluSlope = 0.7978845608028654f, kGeluCube = 0.7978845608028654
 // that of the FP16 result.
 __device__ inline float gelu_tanh_of_twice(float half) {
   const float inner = half * fmaf(8 * kGeluCube, half * half, 2 * kGeluSlope);
-#if __CUDA_ARCH__ >= 750
   float t;
   asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(inner));
-#else
-  const float t = tanhf(inner);
-#endif
   return fmaf(half, t, half);
 }
 

@@ -12,8 +12,12 @@ namespace bert {
 __host__ __device__ constexpr bool is_eight_bit_gelu(Epilogue e) { return e == Epilogue::gelu_tanh || e == Epilogue::gelu_erf; }
 __host__ __device__ constexpr bool has_norms(Epilogue e) { return e != Epilogue::bias && !is_eight_bit_gelu(e); }
 
-// The tanh form in FP16 begins with half of its argument, which costs nothing where the bias comes halved and the norm's scale is.
-__host__ __device__ constexpr bool is_halved(Epilogue e) { return e == Epilogue::norm_gelu_tanh; }
+// A norm as `finish` wants it: the tanh form in FP16 begins with half of its argument, for which the bias comes halved already.
+template <Epilogue kEpilogue>
+__device__ inline Norm prepared(Norm norm) {
+  if constexpr (kEpilogue == Epilogue::norm_gelu_tanh) norm.scale *= 0.5f;
+  return norm;
+}
 
 // What a product of kFormat writes, but for the queries and keys of Epilogue::bias, which are E4M3.
 template <Format kFormat, Epilogue kEpilogue>

@@ -119,8 +119,7 @@ __device__ inline void load_stats(float2 (&held)[2][S::kHeld], const RowStats& s
 // Both rows' statistics from those of their tiles: first the means, then the squared deviations from them (row_stats.cuh has the
 // form that needs each tile once, but divides for each).
 template <class S>
-__device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my, int wide, float eps,
-                                     bool halved) {
+__device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S::kHeld], const RowStats& stats, const Share<S>& my, int wide, float eps) {
   const auto each_tile = [&](auto add) {
 #pragma unroll
     for (int i = 0; i < S::kHeld; ++i) {
@@ -148,7 +147,7 @@ __device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S
   });
   sum_rows<S>(squares);
 #pragma unroll
-  for (int r = 0; r < 2; ++r) norms[r] = {means[r], (halved ? 0.5f : 1.f) * rsqrtf(squares[r] * share + eps)};
+  for (int r = 0; r < 2; ++r) norms[r] = {means[r], rsqrtf(squares[r] * share + eps)};
 }
 
 // A warp's sums go to the block that finishes its rows: straight from the registers, counted at that block's barrier `complete`.

@@ -174,7 +174,8 @@ __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::k
   if (!launch.early) let_next_start();
   Norm norms[2]{};
   const auto find_norms = [&] {
-    if constexpr (has_norms(kEpilogue)) few::combine_stats<S>(norms, held, p.stats, my, kResidual ? p.columns : p.depth, p.eps, is_halved(kEpilogue));
+    if constexpr (has_norms(kEpilogue)) few::combine_stats<S>(norms, held, p.stats, my, kResidual ? p.columns : p.depth, p.eps);
+    for (Norm& norm : norms) norm = prepared<kEpilogue>(norm);
   };
   if constexpr (kSplit == 1) find_norms();  // while the last products are under way; else while the sums travel
   sm90::multiply_wait<0>();

@@ -165,9 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll 1
           for (int i = r; i < kRows; i += kSideThreads) {
             const int row = min(place.row + i, rows - 1);
-            Norm norm = combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1);
-            if (is_halved(kEpilogue)) norm.scale *= 0.5f;
-            side.norms[i] = norm;
+            side.norms[i] = prepared<kEpilogue>(combine<4>(p.stats, row, kEpilogue == Epilogue::residual ? p.columns : p.depth, p.eps, 1));
             if (kEpilogue == Epilogue::residual && S::kAhead * kColumnGroup < kTile) {  // bring it close; the epilogue fetches it late
               for (int k = place.column; k < min(place.column + kTile, p.columns); k += 64) {
                 asm volatile("prefetch.global.L2 [%0];" ::"l"(p.residual + static_cast<size_t>(row) * p.columns + k));
