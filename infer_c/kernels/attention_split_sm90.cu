@@ -16,7 +16,8 @@ constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
 template <int kHead, Format kFormat>
 struct Layout {
   static constexpr int kQueryBytes = kTile * kKeyRow<kHead, kFormat>;
-  static constexpr int kKeyBytes = kKeys * kKeyRow<kHead, kFormat>, kValueBytes = kKeys * kValueRow<kHead>, kGroupBytes = kKeyBytes + kValueBytes;  // of a warpgroup
+  static constexpr int kKeyBox = kQueryBytes, kValueBox = kTile * kValueRow<kHead>, kBoxes = kKeys / kTile;
+  static constexpr int kKeyBytes = kBoxes * kKeyBox, kGroupBytes = kKeyBytes + kBoxes * kValueBox;  // of a warpgroup
   static_assert(kGroupBytes >= kTile * kHead * static_cast<int>(sizeof(float)), "its context takes their place");
   static constexpr size_t bytes(int groups) {
     return kQueryBytes + groups * (kGroupBytes + 2 * kTile * sizeof(float));
@@ -35,15 +36,16 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   __shared__ uint64_t value_ready[kMaxGroups];
   const int warp = warp_index(), group = warp / (kGroup / kWarp), hidden = heads * kHead;
   // Of a warpgroup's warps two fetch a box of keys each, and two one of values: a thread takes long to ask for a box.
+  static_assert(Space::kBoxes == 2);
   const int box = warp % 2;
   const bool elected = threadIdx.x % kWarp == 0, fetches_keys = warp % 4 < 2;
-  static_assert(kKeys == 2 * kTile);
 
   let_next_start();
   const int first = cu_seqlens[blockIdx.z], end = cu_seqlens[blockIdx.z + 1];
   if (elected) {  // while those are on their way
-    sm90::prefetch_map(fetches_keys ? &maps.query_key : &maps.value);
-    if (box == 0) sm90::barrier_init((fetches_keys ? key_ready : value_ready) + group, 2);
+    if (warp == 0) sm90::prefetch_map(&maps.query_key);
+    if (warp == 2) sm90::prefetch_map(&maps.value);
+    if (box == 0) sm90::barrier_init((fetches_keys ? key_ready : value_ready) + group, Space::kBoxes);
     if (warp == 1) sm90::barrier_init(&query_ready, 1);
     sm90::barrier_init_fence();
   }
@@ -58,16 +60,16 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   float* sums = maxima + groups * kTile;                                                                // (groups, 64)
   wait_for_previous();
   if (elected) {
-    const int column = blockIdx.y * kHead, row = first + group * kKeys + box * kTile;
-    const auto load = [&](char* to, const CUtensorMap& map, int from, int row, int bytes, uint64_t* ready) {
+    const int column = blockIdx.y * kHead, first_key = first + group * kKeys + box * kTile;
+    const auto load = [](char* to, const CUtensorMap& map, int from, int row, int bytes, uint64_t* ready) {
       sm90::expect_bytes(ready, bytes);
       sm90::load_box(to, &map, from, row, ready);
     };
     if (fetches_keys) {
-      load(keys + box * (Space::kKeyBytes / 2), maps.query_key, hidden + column, row, Space::kKeyBytes / 2, key_ready + group);
+      load(keys + box * Space::kKeyBox, maps.query_key, hidden + column, first_key, Space::kKeyBox, key_ready + group);
     } else {
       if (warp == 2) load(queries, maps.query_key, column, first + start, Space::kQueryBytes, &query_ready);
-      load(values + box * (Space::kValueBytes / 2), maps.value, maps.value_column + column, row, Space::kValueBytes / 2, value_ready + group);
+      load(values + box * Space::kValueBox, maps.value, maps.value_column + column, first_key, Space::kValueBox, value_ready + group);
     }
   }
 
