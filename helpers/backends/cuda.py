@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD_COMMAND = "cmake -S . -B build && cmake --build build -j"
 MOST_TOKENS = 1 << 30  # of a batch; infer_c/engine_file.h kMostTokens
 REVISION = 2  # of the tensors in engines and of the module infer_c; infer_c/engine_file.h kRevision
-KERNELS = 3  # goes up when kernels change so much that what was found for older ones is to be searched again
+KERNELS = 4  # goes up when kernels change so much that what was found for older ones is to be searched again
 
 
 def infer_c() -> Any:

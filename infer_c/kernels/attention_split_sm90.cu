@@ -16,8 +16,7 @@ constexpr int kMaxGroups = kMaxBoxes * kTile / kKeys;
 template <int kHead, Format kFormat>
 struct Layout {
   static constexpr int kQueryBytes = kTile * kKeyRow<kHead, kFormat>;
-  static constexpr int kKeyBox = kQueryBytes, kValueBox = kTile * kValueRow<kHead>, kBoxes = kKeys / kTile;
-  static constexpr int kKeyBytes = kBoxes * kKeyBox, kGroupBytes = kKeyBytes + kBoxes * kValueBox;  // of a warpgroup
+  static constexpr int kKeyBytes = kKeys * kKeyRow<kHead, kFormat>, kValueBytes = kKeys * kValueRow<kHead>, kGroupBytes = kKeyBytes + kValueBytes;  // of a warpgroup
   static_assert(kGroupBytes >= kTile * kHead * static_cast<int>(sizeof(float)), "its context takes their place");
   static constexpr size_t bytes(int groups) {
     return kQueryBytes + groups * (kGroupBytes + 2 * kTile * sizeof(float));
@@ -34,19 +33,16 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   __shared__ uint64_t query_ready;
   __shared__ uint64_t key_ready[kMaxGroups];
   __shared__ uint64_t value_ready[kMaxGroups];
-  const int warp = warp_index(), group = warp / (kGroup / kWarp), hidden = heads * kHead;
-  // Of a warpgroup's warps two fetch a box of keys each, and two one of values: a thread takes long to ask for a box.
-  static_assert(Space::kBoxes == 2);
-  const int box = warp % 2;
-  const bool elected = threadIdx.x % kWarp == 0, fetches_keys = warp % 4 < 2;
+  const int group = warp_index() / (kGroup / kWarp), hidden = heads * kHead;
 
   let_next_start();
   const int first = cu_seqlens[blockIdx.z], end = cu_seqlens[blockIdx.z + 1];
-  if (elected) {  // while those are on their way
-    if (warp == 0) sm90::prefetch_map(&maps.query_key);
-    if (warp == 2) sm90::prefetch_map(&maps.value);
-    if (box == 0) sm90::barrier_init((fetches_keys ? key_ready : value_ready) + group, Space::kBoxes);
-    if (warp == 1) sm90::barrier_init(&query_ready, 1);
+  if (threadIdx.x == 0) {  // while those are on their way
+    sm90::prefetch_map(&maps.query_key);
+    sm90::prefetch_map(&maps.value);
+    sm90::barrier_init(&query_ready, 1);
+#pragma unroll
+    for (int i = 0; i < kMaxGroups; ++i) sm90::barrier_init(key_ready + i, 1), sm90::barrier_init(value_ready + i, 1);
     sm90::barrier_init_fence();
   }
   __syncthreads();
@@ -59,18 +55,18 @@ __global__ void __launch_bounds__(kMaxGroups * kGroup, 1)
   float* maxima = reinterpret_cast<float*>(shared + Space::kQueryBytes + groups * Space::kGroupBytes);  // (groups, 64)
   float* sums = maxima + groups * kTile;                                                                // (groups, 64)
   wait_for_previous();
-  if (elected) {
-    const int column = blockIdx.y * kHead, first_key = first + group * kKeys + box * kTile;
-    const auto load = [](char* to, const CUtensorMap& map, int from, int row, int bytes, uint64_t* ready) {
-      sm90::expect_bytes(ready, bytes);
-      sm90::load_box(to, &map, from, row, ready);
-    };
-    if (fetches_keys) {
-      load(keys + box * Space::kKeyBox, maps.query_key, hidden + column, first_key, Space::kKeyBox, key_ready + group);
-    } else {
-      if (warp == 2) load(queries, maps.query_key, column, first + start, Space::kQueryBytes, &query_ready);
-      load(values + box * Space::kValueBox, maps.value, maps.value_column + column, first_key, Space::kValueBox, value_ready + group);
+  if (threadIdx.x % kGroup == 0) {
+    const int column = blockIdx.y * kHead, row = first + group * kKeys;
+    if (group == 0) {
+      sm90::expect_bytes(&query_ready, Space::kQueryBytes);
+      sm90::load_box(queries, &maps.query_key, column, first + start, &query_ready);
     }
+    const auto load = [&](char* to, const CUtensorMap& map, int from, int bytes, uint64_t* ready) {
+      sm90::expect_bytes(ready, bytes);
+      for (int i = 0; i < kKeys / kTile; ++i) sm90::load_box(to + i * (bytes / (kKeys / kTile)), &map, from, row + i * kTile, ready);
+    };
+    load(keys, maps.query_key, hidden + column, Space::kKeyBytes, key_ready + group);
+    load(values, maps.value, maps.value_column + column, Space::kValueBytes, value_ready + group);
   }
 
   const int thread = threadIdx.x % kGroup, row = thread / kWarp * 16 + thread % kWarp / 4;  // the first of this thread's two rows

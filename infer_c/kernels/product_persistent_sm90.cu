@@ -10,48 +10,13 @@
 
 #include "launch.h"
 #include "product_instances.h"
-#include "product_tile.cuh"
+#include "product_persistent.cuh"
 
 namespace bert {
 
 namespace {
 
-constexpr int kCluster = 2;  // 132 multiprocessors hold 66 clusters of 2, but fewer than 33 of 4
-constexpr int kGroups = 2, kGroupWarps = 4;
-constexpr int kConsumerWarps = kGroups * kGroupWarps;
-constexpr int kSides = 2, kSideWarps = 2, kSideThreads = kSideWarps * kWarp;
-constexpr int kThreads = (kConsumerWarps + 4) * kWarp;  // and a warpgroup that serves them: two warps feed the ring, two fetch `Side`
-constexpr int kFeedsWeights = kConsumerWarps, kFeedsInput = kFeedsWeights + 1, kFirstSide = kFeedsInput + 1;  // its warps
-constexpr int kRowBytes = 128;                          // of a stage: the swizzle's width; 64 halves or 128 values of 8 bits
-constexpr int kBlockBytes = 64 * kRowBytes;             // the 64 rows of one wgmma
-constexpr int kSharedLimit = 232448;                    // 227 KB is what a block can have
-
-// How a block cuts the result. In turns: kBlocks x 64 rows by kColumns are a group's, and while one group finishes its tile the
-// other keeps the tensor cores busy. Together: both groups multiply, each its own rows, with the same weights, and both finish.
-template <int kBlocks_, int kColumns_, bool kTurns_>
-struct PersistentShape {
-  static constexpr int kBlocks = kBlocks_, kColumns = kColumns_;
-  static constexpr bool kTurns = kTurns_;
-  static constexpr int kRows = 64 * kBlocks * (kTurns ? 1 : kGroups);  // of a tile
-  static constexpr int kConsumers = kTurns ? 1 : kGroups;              // groups that read a stage
-  static constexpr int kSums = kBlocks * kColumns / 2;                 // registers
-  static constexpr int kFeederRegisters = kSums > 128 ? 40 : 56, kConsumerRegisters = kSums > 128 ? 232 : 224;
-  static constexpr int kAhead = kSums > 128 ? 2 : kColumns / kColumnGroup;  // groups of the residual fetched before the products; what registers are left for
-  static constexpr int kInputBytes = kRows * kRowBytes, kStageBytes = kInputBytes + kColumns * kRowBytes;
-
-  // What the epilogue of a tile needs besides the products, columns in the order of the results; fetched while the tile before is at work.
-  struct Side {
-    Norm norms[kRows];
-    float4 pairs[kColumns / 2];  // ColumnPairs
-    float2 factors[kColumns / 2];
-  };
-
-  static constexpr int kMostStages = 5;
-  static constexpr int kRest = kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
-  static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
-  static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
-  static_assert(sm90::registers_suffice(kFeederRegisters, kConsumerRegisters, kGroups));
-};
+using namespace persistent;
 
 // Of a tile in the result.
 struct Place {
@@ -187,14 +152,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int block_row = (S::kTurns ? 0 : group) * S::kBlocks * 64;  // in the tile
       const int warp_row = block_row + warp % kGroupWarps * 16;
       GroupResidual residual[S::kAhead];
-      if (kEpilogue == Epilogue::residual) load_residuals(residual, p, place.row + warp_row, place.column, rows);
       sm90::Sum<kFormat> acc[S::kBlocks][kTile / 2];
 #pragma unroll
       for (int i = 0; i < S::kSums; ++i) acc[i / (kTile / 2)][i % (kTile / 2)] = 0;
       // Turns begin when the other group has waited for its last stage: a stage's barrier tells this phase from the one before,
       // not from the one before that.
       if (S::kTurns && turn > 0) sm90::named_barrier(1 + group, kGroups * kGroupWarps * kWarp);
-      const auto multiply_stage = [&](int i) {
+      const auto multiply_stage = [&](int i, const auto& meanwhile) {
         const int s = used % kStages;
         const char* stage = shared + s * kStageBytes;
         sm90::wait(full + s, used / kStages & 1);
@@ -202,16 +166,36 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int k = 0; k < S::kBlocks; ++k) sm90::multiply_box<kRowBytes / 32, kTile, kFormat>(acc[k], a + k * (kBlockBytes / 16), b, true);
         if (S::kTurns && i == blocks - 1 && tile + tile_step < tiles) sm90::named_arrive(1 + (group + 1) % kGroups, kGroups * kGroupWarps * kWarp);
+        meanwhile();
         sm90::multiply_wait<S::kBlocks>();
         if (i > 0 && lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
       };
-      if constexpr (kFormat == Format::half) {  // which is faster as the compiler unrolls it, 8 bits where it does not
-        for (int i = 0; i < blocks; ++i, ++used) multiply_stage(i);
-      } else {
+      // Ends with a wait of its own: where control flow meets while they multiply, the compiler lets the tensor cores stand still.
+      const auto multiply_from = [&](int i) {
+        const auto nothing = [] {};
+        if constexpr (kFormat == Format::half) {  // which is faster as the compiler unrolls it, 8 bits where it does not
+          for (; i < blocks; ++i, ++used) multiply_stage(i, nothing);
+        } else {
 #pragma unroll 1
-        for (int i = 0; i < blocks; ++i, ++used) multiply_stage(i);
+          for (; i < blocks; ++i, ++used) multiply_stage(i, nothing);
+        }
+        sm90::multiply_wait<0>();
+      };
+      if constexpr (kEpilogue == Epilogue::residual) {
+        const auto load_group = [&](int g) { load_residual_group(residual[g], p, place.row + warp_row, place.column, g, rows); };
+        constexpr int kParts = S::kAhead / 2;
+        if (blocks >= kParts) {  // two groups while each of the first stages is multiplied: all at once they would hold up its boxes
+#pragma unroll
+          for (int i = 0; i < kParts; ++i, ++used) multiply_stage(i, [&] { load_group(2 * i), load_group(2 * i + 1); });
+          multiply_from(kParts);
+        } else {
+#pragma unroll
+          for (int g = 0; g < S::kAhead; ++g) load_group(g);
+          multiply_from(0);
+        }
+      } else {
+        multiply_from(0);
       }
-      sm90::multiply_wait<0>();
 #pragma unroll
       for (int k = 0; k < S::kBlocks; ++k) sm90::pin(acc[k]);
       if (lane < kCluster) sm90::arrive_remote(empty + (used - 1) % kStages, lane);
@@ -233,14 +217,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
 
-// use(a PersistentShape) of the variant's tiles: kPersistentTiles[i] or one behind it.
+// use(a persistent::Shape) of the variant's tiles: kPersistentTiles[i] or one behind it.
 template <size_t i = 0, class Use>
 auto with_shape(const Variant& v, Use use) {
   constexpr PersistentTile tile = kPersistentTiles[i];
   if constexpr (i + 1 < std::size(kPersistentTiles)) {
     if (!v.has(tile)) return with_shape<i + 1>(v, use);
   }
-  return use(PersistentShape<tile.rows / 64 / (tile.turns ? 1 : kGroups), tile.columns, tile.turns>{});
+  return use(Shape<tile.rows / 64 / (tile.turns ? 1 : kGroups), tile.columns, tile.turns>{});
 }
 
 Kernel kernel_of(Format format, Epilogue epilogue, const Variant& v) {
