@@ -9,7 +9,7 @@ Keeps one row a measurement in docs/results/h200.csv, written after each; script
 weights and ids (zeros run faster than data does), all positions real, device time between two CUDA events around one pass;
 both sides of a ratio come from the same run on the same GPU, one after the other. The peers are FP16 (torch_peer.py).
 
---packed runs all windows of a SQuAD file in the file's order: as they are, 1,024 at a time (engine "packed" in the results), and
+--packed runs all windows of a SQuAD file in the file's order: as they are, 2,048 at a time (engine "packed" in the results), and
 padded to 384, 128 at a time ("padded"). Their times are those of 128 sequences.
 
 Exit status: 0 done; 1 a measurement failed, its row is left out and the others stand.
@@ -48,7 +48,7 @@ COLUMNS = ("model", "seq_len", "batch", "precision", "engine", *TIMES, "machine"
 KEY = COLUMNS[:5]
 PRECISIONS = {"fp16": ["--fp16"], "int8": ["--fp16", "--int8"], "fp8": ["--fp16", "--fp8"]}
 LONGEST, LARGEST = 384, 128  # tokens of a sequence, sequences of a padded batch
-PACK = 1024  # windows of SQuAD in a packed batch; what the engines are built for
+PACK = 2048  # windows of SQuAD in a packed batch; what the engines are built for
 VOCABULARY_FILE = ROOT / "models" / "bert_minilm_l6_qa_squad11_fake_quant" / "vocab.txt"
 
 
@@ -100,7 +100,7 @@ class Engines:
 
 
 def build_engine(model: str, precision: str, directory: Path) -> Path:
-    """Write an engine of random weights for up to 1,024 sequences of 384, unless it is there."""
+    """Write an engine of random weights for up to 2,048 sequences of 384, unless it is there."""
     hidden, layers, heads, inner = torch_peer.MODELS[model]
     folder, path = directory / f"{model}-{precision}", directory / f"{model}-{precision}.engine"
     if path.exists():
@@ -188,7 +188,7 @@ class Benchmark:
 
 
 def squad_batches(path: Path) -> list[Batch]:
-    """Return all windows of a SQuAD file in the file's order, 1,024 to a batch."""
+    """Return all windows of a SQuAD file in the file's order, 2,048 to a batch."""
     tokenizer = FullTokenizer.from_file(VOCABULARY_FILE)
     windows = []
     for example in read_squad(path):

@@ -131,7 +131,7 @@ def packed(found: dict[Key, Row], heading: str = "") -> str:
     if not lines:
         return ""
     words = (
-        "All windows of SQuAD v1.1 dev in order, sequences per second: padded to 384, 128 at a time; packed, 1,024 at a time.\n\n"
+        "All windows of SQuAD v1.1 dev in order, sequences per second: padded to 384, 128 at a time; packed, 2,048 at a time.\n\n"
     )
     return f"{heading}\n{words}" + table(["model", "precision", "padded", "packed", "ratio"], lines)
 

@@ -147,7 +147,7 @@ def test_engines_are_built_by_the_builder(peers: ModuleType, tmp_path: Path, mon
     path = peers.build_engine("tiny", "fp16", tmp_path / "kept")
     info, built = read_info(path), path.stat().st_mtime_ns
     assert peers.build_engine("tiny", "fp16", tmp_path / "kept").stat().st_mtime_ns == built, "built again"
-    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 1024, 384)
+    assert (info.precision, info.max_batch, info.max_length) == ("fp16", 2048, 384)
     monkeypatch.setitem(peers.torch_peer.MODELS, "odd", (36, 2, 2, 64))
     with pytest.raises(RuntimeError, match="the build ended with status 2: error: the cuda backend needs a hidden_size"):
         peers.build_engine("odd", "fp16", tmp_path)

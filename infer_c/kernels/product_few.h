@@ -63,7 +63,8 @@ struct FewLaunch {
 Cut cut_of(const Variant& variant);
 FewLaunch few_launch(const Variant& variant, int boxes);
 
-using FewKernel = void (*)(CUtensorMap, CUtensorMap, Product, FewLaunch);
+// What a block needs first stands first: parameters come from memory a line at a time.
+using FewKernel = void (*)(FewLaunch, Product, CUtensorMap, CUtensorMap);
 
 // The kernel of a Cut; nullptr where there is none. Each pair of format and epilogue is a source file of its own (product_few.cu.in).
 template <Format kFormat, Epilogue kEpilogue>

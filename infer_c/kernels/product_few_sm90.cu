@@ -37,7 +37,7 @@ void product_few(cudaStream_t stream, const Variant& v, Format format, Epilogue 
   if (v.prefetch != 1) p.next_bytes = 0;
   const size_t shared = static_cast<size_t>(how.stages) * cut.stage_bytes() + (how.reuse ? 0 : cut.received_bytes()) + cut.side_bytes();
   const dim3 grid(cluster, ceil_div(ceil_div(p.columns, cut.columns), v.share), ceil_div(ceil_div(rows, cut.rows), v.pair));
-  launch(stream, {grid, dim3(2 * cut.rows + kFeeders * 32), shared, cluster, true}, kernel_of(format, epilogue, cut), input, weights, p, how);
+  launch(stream, {grid, dim3(2 * cut.rows + kFeeders * 32), shared, cluster, true}, kernel_of(format, epilogue, cut), how, p, input, weights);
 }
 
 }  // namespace bert

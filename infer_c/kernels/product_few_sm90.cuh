@@ -16,7 +16,7 @@ namespace bert {
 template <int kRows, int kTile, int kSplit, bool kHalfSums, Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(few::Shape<kRows, kTile, kSplit, kHalfSums>::kThreads,
                                   few::Shape<kRows, kTile, kSplit, kHalfSums>::blocks(kEpilogue == Epilogue::residual))
-    product_few_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p, const FewLaunch launch) {
+    product_few_kernel(const FewLaunch launch, const Product p, const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   using S = few::Shape<kRows, kTile, kSplit, kHalfSums>;
   using Sum = sm90::Sum<kFormat>;

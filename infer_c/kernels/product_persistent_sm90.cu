@@ -25,7 +25,7 @@ struct Place {
 
 template <class S, Format kFormat, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kThreads, 1)
-    product_persistent_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights, const Product p) {
+    product_persistent_kernel(const Product p, const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   using Side = typename S::Side;
   constexpr int kDepth = kRowBytes / bytes_of(kFormat);  // columns of a stage
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-using Kernel = void (*)(CUtensorMap, CUtensorMap, Product);
+using Kernel = void (*)(Product, CUtensorMap, CUtensorMap);
 
 // use(a persistent::Shape) of the variant's tiles: kPersistentTiles[i] or one behind it.
 template <size_t i = 0, class Use>
@@ -271,7 +271,7 @@ void product_persistent(cudaStream_t stream, const Variant& variant, Format form
                         const CUtensorMap& weights, const Product& product, int rows) {
   const int tiles = ceil_div(rows, kCluster * variant.tile_rows) * ceil_div(product.columns, variant.tile_columns);
   const Launch shape{dim3(kCluster * std::min(clusters_at_once(format), tiles)), dim3(kThreads), shared_bytes(variant), kCluster, true};
-  launch(stream, shape, kernel_of(format, epilogue, variant), input, weights, product);
+  launch(stream, shape, kernel_of(format, epilogue, variant), product, input, weights);
 }
 
 }  // namespace bert
