@@ -210,7 +210,7 @@ def arguments() -> argparse.Namespace:
     add("--engine-dir", type=Path, metavar="DIR", help="keep our engines there for later runs, and use what is there")
     add("--iterations", type=int, default=100, help="timed runs (default 100)")
     add("--warm-up", type=int, default=10, help="untimed runs before them, at least; they take half of --seconds (default 10)")
-    add("--seconds", type=float, default=2, help="begin no timed run after so long (default 2)")
+    add("--seconds", type=float, default=2, help="begin no timed run after so long; rest as long before (default 2)")
     add("--csv", type=Path, default=ROOT / "docs" / "results" / "h200.csv", help="results (default docs/results/h200.csv)")
     add("--replace", action="store_true", help="drop older rows of what is measured; by default they stay before the new ones")
     return parser.parse_args()

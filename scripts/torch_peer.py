@@ -124,7 +124,11 @@ def runs(once: Callable[[], float], count: int, seconds: float) -> list[float]:
 
 
 def measure(once: Callable[[], float], iterations: int, warm_up: int, seconds: float) -> list[float]:
-    """Return the milliseconds of runs, after a warm-up of `warm_up` runs and half of `seconds`: hot GPUs are slower."""
+    """Return the milliseconds of runs, after a rest of `seconds` and a warm-up of half of that and at least `warm_up` runs.
+
+    Hot GPUs are slower, and a search of ours leaves one hotter than PyTorch's compiler does: hence the rest.
+    """
+    time.sleep(seconds)
     ends = time.perf_counter() + seconds / 2
     while warm_up > 0 or time.perf_counter() < ends:
         once()
