@@ -22,7 +22,9 @@ class Descent {
   // `pass` enqueues a pass with `choice`, which the search changes.
   Descent(cudaStream_t stream, const std::function<void()>& pass, Choice& choice, std::function<bool(int, const Variant&)> exists)
       : stream_(stream), pass_(pass), choice_(choice), exists_(std::move(exists)), best_(stream, pass) {
-    runs_ = std::clamp(static_cast<int>(20 / best_.milliseconds(watch_)), 3, 25);
+    const float pass_ms = best_.milliseconds(watch_);
+    long_ = pass_ms > 2;  // from where on power limits it
+    runs_ = !long_ ? std::clamp(static_cast<int>(20 / pass_ms), 3, 25) : pass_ms < 60 ? 2 : 0;
   }
 
   // Go on from another choice, which may be slower; false where it does not run.
@@ -30,14 +32,14 @@ class Descent {
     return without_failure(other, [&] { best_ = Replay(stream_, pass_); });
   }
 
-  // Take a candidate if it is faster; returns its time over that of the best before, infinity where it does not run.
+  // Take a candidate if it is better; returns its time over that of the best before, infinity where it does not run.
   float attempt(const Choice& candidate) {
     const Choice before = choice_;
     float ratio = std::numeric_limits<float>::infinity();
     without_failure(candidate, [&] {
       Replay other(stream_, pass_);
-      ratio = time_ratio(other, best_, runs_, watch_);
-      if (ratio < 1) {
+      ratio = long_ ? settled_time_ratio(other, best_, runs_, watch_) : time_ratio(other, best_, runs_, watch_);
+      if (is_better(ratio)) {
         best_ = std::move(other);
       } else {
         choice_ = before;
@@ -101,13 +103,16 @@ class Descent {
   std::array<std::vector<Variant>, kProducts> candidates;
 
  private:
+  // Long passes begin with what is known to be good, and a percent is within what they vary by.
+  bool is_better(float ratio) const { return ratio < (long_ ? 0.99f : 1.f); }
+
   void attempt_one(int i, const Variant& candidate) {
     if (candidate == choice_[i] || !exists_(i, candidate)) return;
     Choice other = choice_;
     other[i] = candidate;
     const Variant before = choice_[i];
     const float ratio = attempt(other);
-    if (ratio < 1) {
+    if (is_better(ratio)) {
       for (auto& [time, variant] : seen_[i]) time /= ratio;
       seen_[i].emplace_back(1 / ratio, before);
     } else if (std::isfinite(ratio)) {
@@ -133,6 +138,7 @@ class Descent {
   std::function<bool(int, const Variant&)> exists_;
   const Stopwatch watch_;
   Replay best_;
+  bool long_;
   int runs_;
   std::array<std::vector<std::pair<float, Variant>>, kProducts> seen_;  // others than the best: time over the best's, of the last round
 };
@@ -160,13 +166,19 @@ ProductSearch::Choice ProductSearch::at(int rows) const {
   const auto found = choices_.find(row_key(rows));
   if (found != choices_.end()) return found->second;
   Choice choice;
-  for (int i = 0; i < kProducts; ++i) choice[i] = guess(rows, sizes_[i]);
+  for (int i = 0; i < kProducts; ++i) choice[i] = guess(rows, i);
   return choice;
 }
 
-// Before any timing: the persistent kernel where there is enough for it, otherwise what is expected to be fastest.
-Variant ProductSearch::guess(int rows, const ProductSize& size) const {
-  if (ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= multiprocessors_) return persistent_variants().front();
+// Before any timing: the persistent kernel where there is enough for it, otherwise what is expected to be fastest. Its tiles are those
+// that BERT-large ran fastest with at 4,096 to 49,152 rows on four GPUs (docs/kernels.md).
+Variant ProductSearch::guess(int rows, int product) const {
+  const ProductSize& size = sizes_[product];
+  if (4 * ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= 3 * multiprocessors_) {
+    const bool residual = product == 1 || product == 3;
+    if (!residual) return Variant::persistent_of({128, 192, true});
+    return Variant::persistent_of(product == 1 && format_ == Format::half ? PersistentTile{64, 256, true} : PersistentTile{128, 256, false});
+  }
   return variants(format_, rows, size.columns, size.boxes, multiprocessors_).front();
 }
 

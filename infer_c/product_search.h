@@ -46,7 +46,7 @@ class ProductSearch {
   void search(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
   std::optional<Choice> known(const Json& list) const;
   static int row_key(int rows);
-  Variant guess(int rows, const ProductSize& size) const;
+  Variant guess(int rows, int product) const;
 
   Format format_;
   std::array<ProductSize, kProducts> sizes_;

@@ -86,25 +86,53 @@ class Replay {
   cudaGraphExec_t graph_;
 };
 
-// The time that `a` takes over that of `b`, by the medians of `runs` replays of each, in turns: in passes of many rows the GPU grows
-// hot and its clock falls, so that times taken apart do not compare. One of each, ahead of them, does not count. What differs
-// by 3 % after five is decided: most candidates of a search are far behind, and those that are not deserve the time.
+// Whether a ratio of times is decided early: most candidates of a search are far behind, and those that are not deserve the time.
+inline bool is_clear(float ratio, float limit = 1.03f) { return ratio > limit || ratio * limit < 1; }
+
+inline float median_of(std::vector<float>& times) {
+  std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
+  return times[times.size() / 2];
+}
+
+// The time that short passes of `a` take over that of `b`, by the medians of `runs` replays of each, in turns, so that both meet the
+// same GPU. One of each, ahead of them, does not count; what is clear after five is decided.
 inline float time_ratio(const Replay& a, const Replay& b, int runs, const Stopwatch& watch) {
   constexpr int kGlance = 5;
-  constexpr float kClear = 1.03f;
   std::vector<float> times[2];
-  const auto ratio = [&] {
-    for (auto& t : times) std::nth_element(t.begin(), t.begin() + t.size() / 2, t.end());
-    return times[0][times[0].size() / 2] / times[1][times[1].size() / 2];
-  };
+  const auto ratio = [&] { return median_of(times[0]) / median_of(times[1]); };
   for (int i = 0; i <= runs; ++i) {
     const float ms[] = {a.milliseconds(watch), b.milliseconds(watch)};
     for (int k = 0; i > 0 && k < 2; ++k) times[k].push_back(ms[k]);
     if (i != kGlance) continue;
     const float found = ratio();
-    if (found > kClear || found * kClear < 1) return found;
+    if (is_clear(found)) return found;
   }
   return ratio();
+}
+
+// The same of long passes, which run at the limit of the GPU's power: their clock follows the power that was drawn a moment before, so
+// in turns one that takes more energy would borrow from the other. Each runs by itself until the clock has followed, and then
+// counts: a, b, and where that is not clear b again and a again, since the GPU also grows hotter. `glance`: runs in turns before
+// that, which decide where the two are far apart; 0 for none.
+inline float settled_time_ratio(const Replay& a, const Replay& b, int glance, const Stopwatch& watch) {
+  constexpr float kSettle = 60, kCount = 40;  // ms
+  if (glance > 0) {
+    const float ratio = time_ratio(a, b, glance, watch);
+    if (is_clear(ratio, 1.06f)) return ratio;
+  }
+  const auto run_for = [&](const Replay& replay, float limit) {
+    std::vector<float> times;
+    for (float spent = 0; spent < limit && times.size() < limit; spent += times.back()) times.push_back(replay.milliseconds(watch));
+    return median_of(times);
+  };
+  const auto settled = [&](const Replay& replay) {
+    const float first = run_for(replay, kSettle);
+    return first < kSettle ? run_for(replay, kCount) : first;
+  };
+  const float a1 = settled(a), b1 = settled(b);
+  if (is_clear(a1 / b1)) return a1 / b1;
+  const float b2 = run_for(b, kCount), a2 = settled(a);
+  return (a1 + a2) / (b1 + b2);
 }
 
 }  // namespace bert

@@ -100,7 +100,7 @@ struct Variant {
   bool operator==(const Variant& other) const { return numbers() == other.numbers(); }
 };
 
-// Every way to run the persistent kernel; the first one suits most.
+// Every way to run the persistent kernel.
 std::vector<Variant> persistent_variants();
 // Variants worth timing for a product of this size.
 std::vector<Variant> variants(Format format, int rows, int columns, int boxes, int multiprocessors);
