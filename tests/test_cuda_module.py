@@ -23,8 +23,8 @@ from tests.cuda_engine import built
 def build() -> Path:
     """Return where infer_c and perf are, compiled for Hopper."""
     lacking = {"cuBLASLt was found neither": "cuBLAS: pip install nvidia-cublas"}
-    settings = "-DBERT_CUDA_ARCHITECTURES=90a"
-    return built.compiled(ROOT, ROOT / "build" / "cuda-test", settings, tools=("nvcc",), lacking=lacking)
+    settings = ("-DBERT_CUDA_ARCHITECTURES=90a", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v")
+    return built.compiled(ROOT, ROOT / "build" / "cuda-test", *settings, tools=("nvcc",), lacking=lacking)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,8 @@ def compiled(source: Path, directory: Path, *settings: str, tools: tuple[str, ..
                     pytest.skip(f"compiling {directory.name} needs {needed}")
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
             assert "warning" not in done.stderr, done.stderr[-4000:]
+            serial = [line for line in done.stderr.splitlines() if "Potential Performance Loss" in line]
+            assert not serial, serial  # ptxas -v: tensor cores that stand still between their products
     return directory
 
 
