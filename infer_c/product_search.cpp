@@ -21,11 +21,7 @@ class Descent {
  public:
   // `pass` enqueues a pass with `choice`, which the search changes.
   Descent(cudaStream_t stream, const std::function<void()>& pass, Choice& choice, std::function<bool(int, const Variant&)> exists)
-      : stream_(stream), pass_(pass), choice_(choice), exists_(std::move(exists)), best_(stream, pass) {
-    const float pass_ms = best_.milliseconds(watch_);
-    long_ = pass_ms > 2;  // from where on power limits it
-    runs_ = !long_ ? std::clamp(static_cast<int>(20 / pass_ms), 3, 25) : pass_ms < 60 ? 2 : 0;
-  }
+      : stream_(stream), pass_(pass), choice_(choice), exists_(std::move(exists)), best_(stream, pass), pass_ms_(best_.milliseconds(watch_)) {}
 
   // Go on from another choice, which may be slower; false where it does not run.
   bool restart(const Choice& other) {
@@ -38,7 +34,8 @@ class Descent {
     float ratio = std::numeric_limits<float>::infinity();
     without_failure(candidate, [&] {
       Replay other(stream_, pass_);
-      ratio = long_ ? settled_time_ratio(other, best_, runs_, watch_) : time_ratio(other, best_, runs_, watch_);
+      ratio = is_long() ? settled_time_ratio(other, best_, pass_ms_, watch_)
+                        : time_ratio(other, best_, std::clamp(static_cast<int>(20 / pass_ms_), 3, 25), watch_);
       if (is_better(ratio)) {
         best_ = std::move(other);
       } else {
@@ -103,8 +100,9 @@ class Descent {
   std::array<std::vector<Variant>, kProducts> candidates;
 
  private:
+  bool is_long() const { return pass_ms_ > 2; }  // from where on power limits a pass
   // Long passes begin with what is known to be good, and a percent is within what they vary by.
-  bool is_better(float ratio) const { return ratio < (long_ ? 0.99f : 1.f); }
+  bool is_better(float ratio) const { return ratio < (is_long() ? 0.99f : 1.f); }
 
   void attempt_one(int i, const Variant& candidate) {
     if (candidate == choice_[i] || !exists_(i, candidate)) return;
@@ -138,8 +136,7 @@ class Descent {
   std::function<bool(int, const Variant&)> exists_;
   const Stopwatch watch_;
   Replay best_;
-  bool long_;
-  int runs_;
+  const float pass_ms_;  // of the first choice
   std::array<std::vector<std::pair<float, Variant>>, kProducts> seen_;  // others than the best: time over the best's, of the last round
 };
 
@@ -174,10 +171,9 @@ ProductSearch::Choice ProductSearch::at(int rows) const {
 // that BERT-large ran fastest with at 4,096 to 49,152 rows on four GPUs (docs/kernels.md).
 Variant ProductSearch::guess(int rows, int product) const {
   const ProductSize& size = sizes_[product];
+  constexpr int kHalfTiles[kProducts] = {1, 0, 1, 2}, kEightBitTiles[kProducts] = {1, 2, 1, 2};  // of kPersistentTiles
   if (4 * ceil_div(rows, kRowBox) * ceil_div(size.columns, 256) >= 3 * multiprocessors_) {
-    const bool residual = product == 1 || product == 3;
-    if (!residual) return Variant::persistent_of({128, 192, true});
-    return Variant::persistent_of(product == 1 && format_ == Format::half ? PersistentTile{64, 256, true} : PersistentTile{128, 256, false});
+    return Variant::persistent_of(kPersistentTiles[(format_ == Format::half ? kHalfTiles : kEightBitTiles)[product]]);
   }
   return variants(format_, rows, size.columns, size.boxes, multiprocessors_).front();
 }

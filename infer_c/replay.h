@@ -112,12 +112,12 @@ inline float time_ratio(const Replay& a, const Replay& b, int runs, const Stopwa
 
 // The same of long passes, which run at the limit of the GPU's power: their clock follows the power that was drawn a moment before, so
 // in turns one that takes more energy would borrow from the other. Each runs by itself until the clock has followed, and then
-// counts: a, b, and where that is not clear b again and a again, since the GPU also grows hotter. `glance`: runs in turns before
-// that, which decide where the two are far apart; 0 for none.
-inline float settled_time_ratio(const Replay& a, const Replay& b, int glance, const Stopwatch& watch) {
+// counts: a, b, and where that is not clear b again and a again, since the GPU also grows hotter. Two runs in turns before that decide
+// where the two are far apart, unless one pass, `pass_ms` of b, takes as long as the clock does.
+inline float settled_time_ratio(const Replay& a, const Replay& b, float pass_ms, const Stopwatch& watch) {
   constexpr float kSettle = 60, kCount = 40;  // ms
-  if (glance > 0) {
-    const float ratio = time_ratio(a, b, glance, watch);
+  if (pass_ms < kSettle) {
+    const float ratio = time_ratio(a, b, 2, watch);
     if (is_clear(ratio, 1.06f)) return ratio;
   }
   const auto run_for = [&](const Replay& replay, float limit) {

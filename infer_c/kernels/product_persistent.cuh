@@ -42,6 +42,7 @@ struct Shape {
   static constexpr int kRest = kSides * sizeof(Side) + 2 * (kMostStages + kSides) * 8;
   static constexpr int kStages = std::min<int>(kMostStages, (kSharedLimit - kRest) / kStageBytes);
   static constexpr int kSharedBytes = kStages * kStageBytes + kRest;
+  static_assert(kAhead % 2 == 0);  // two groups a stage
   static_assert(sm90::registers_suffice(kFeederRegisters, kConsumerRegisters, kGroups));
 };
 

@@ -184,14 +184,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       if constexpr (kEpilogue == Epilogue::residual) {
         const auto load_group = [&](int g) { load_residual_group(residual[g], p, place.row + warp_row, place.column, g, rows); };
         constexpr int kParts = S::kAhead / 2;
-        static_assert(S::kAhead % 2 == 0);
         if (blocks >= kParts) {  // two groups while each of the first stages is multiplied: all at once they would hold up its boxes
 #pragma unroll
           for (int i = 0; i < kParts; ++i, ++used) multiply_stage(i, [&] { load_group(2 * i), load_group(2 * i + 1); });
           multiply_from(kParts);
         } else {
-#pragma unroll
-          for (int g = 0; g < S::kAhead; ++g) load_group(g);
+          load_residuals(residual, p, place.row + warp_row, place.column, rows);
           multiply_from(0);
         }
       } else {

@@ -30,6 +30,13 @@ __device__ inline void load_residual_group(GroupResidual& lines, const Product& 
   load_residual(lines, p, first_row + lane / 4, first_column + g * kColumnGroup + lane % 4 * 8, rows);
 }
 
+// The first kAhead groups.
+template <int kAhead>
+__device__ inline void load_residuals(GroupResidual (&residual)[kAhead], const Product& p, int first_row, int first_column, int rows) {
+#pragma unroll
+  for (int g = 0; g < kAhead; ++g) load_residual_group(residual[g], p, first_row, first_column, g, rows);
+}
+
 // What the columns of a tile need, for two neighbours at a time, in the order of wgmma's results.
 struct ColumnPairs {
   const float4* values;   // (columns / 2,) bias and factor in FP16, scale and bias in 8 bits
@@ -97,10 +104,7 @@ __device__ void finish_tile(sm90::Sum<kFormat> (&acc)[kBlocks][kTile / 2], Group
     for (int t = 0; t < kTogether; ++t) {
       if (has_norms(kEpilogue)) norm0[t] = norms[(block + t) * 64 + row0], norm1[t] = norms[(block + t) * 64 + row0 + 8];
     }
-    if (kResidual && block > 0) {
-#pragma unroll
-      for (int g = 0; g < kAhead; ++g) load_residual_group(residual[g], p, first_row + block * 64, first_column, g, rows);
-    }
+    if (kResidual && block > 0) load_residuals(residual, p, first_row + block * 64, first_column, rows);
     sm90::Rows sum{};
     load_values(0);
 #pragma unroll

@@ -70,8 +70,7 @@ float time_ms(int repeats, F&& f) {
   });
   std::vector<float> samples(5);
   for (float& ms : samples) ms = stream.milliseconds([&] { replay.launch(); });
-  std::sort(samples.begin(), samples.end());
-  return samples[2] / repeats;
+  return median_of(samples) / repeats;
 }
 
 // Milliseconds of a launch, 0 where it is only run.
