@@ -17,11 +17,14 @@ struct Shape {
   static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups, kThreads = (kWarps + kFeeders) * kWarp;
   static constexpr int kFragments = kWarps / kSplit;  // of 16 rows, finished by each block
   static_assert(kWarps % kSplit == 0 && kWarp % kSplit == 0);
-  static constexpr int kVector = kHalfSums ? 8 : 16;  // bytes of 4 sums
-  static constexpr int kChunks = kTile / 8;           // of 8 columns
-  static constexpr int kSlotBytes = kFragments * kChunks * kWarp * kVector;
+  static constexpr int kChunks = kTile / 8;                       // of 8 columns, of which a lane holds 4 sums
   static constexpr int kLanes = kWarp / kSplit;                   // of a sender's warp whose sums one warp finishes
   static constexpr int kUnits = (kChunks + kSplit - 1) / kSplit;  // chunks that a lane finishes
+  static constexpr int kTogether = kHalfSums && kUnits % 2 == 0 ? 2 : 1;               // chunks that a lane sends at once
+  static constexpr int kVectors = (kChunks + kTogether - 1) / kTogether;               // times that it sends
+  static constexpr int kVector = kTogether * (kHalfSums ? 8 : 16);                     // bytes
+  static constexpr int kSlotBytes = kFragments * kVectors * kWarp * kVector;
+  static_assert(kSplit == 1 || kSplit * kSlotBytes <= kReceivedBytes);
   static constexpr int kRowLanes = 4 * kSplit;                    // lanes that hold a row
   static constexpr int kHeld = kSplit == 4 ? 2 : 16 / kRowLanes;  // statistics of a row that a lane fetches ahead
   // Two blocks a multiprocessor, so that the next kernel's can be there early, where the registers suffice.
@@ -56,8 +59,8 @@ struct Share {
 
 // Spreads the reading lanes of a warp over the banks.
 template <class S>
-__device__ inline int bank_mix(int chunk) {
-  return chunk / S::kUnits * S::kLanes * S::kVector & 127;
+__device__ inline int bank_mix(int vector) {
+  return vector / (S::kUnits / S::kTogether) * S::kLanes * S::kVector & 127;
 }
 
 // Two neighbouring lanes exchange halves: from (2 of 8 columns, 2 of the next 8) in each to 4 columns in a row in each, and back.
@@ -154,24 +157,28 @@ __device__ inline void combine_stats(Norm (&norms)[2], const float2 (&held)[2][S
 template <class S, class Sum>
 __device__ inline void send_sums(const Sum (&acc)[S::kTile / 2], char* received, uint64_t* complete, int warp, int lane, int rank, unsigned receiver) {
   const int owner = warp / S::kFragments;
-  const uint32_t to = sm90::shared_address(received) + (rank * S::kFragments + warp % S::kFragments) * S::kChunks * kWarp * S::kVector;
+  const uint32_t to = sm90::shared_address(received) + (rank * S::kFragments + warp % S::kFragments) * S::kVectors * kWarp * S::kVector;
   const uint32_t remote = sm90::in_block(to, receiver), barrier = sm90::in_block(sm90::shared_address(complete), receiver);
-  const auto each_chunk = [&](auto store) {
+  const auto each_vector = [&](auto store) {
 #pragma unroll
-    for (int j = 0; j < S::kChunks; ++j) {
-      uint32_t v[S::kVector / 4];
-      if constexpr (S::kHalfSums) {
-        v[0] = narrow_pair<Format::half>(acc[4 * j], acc[4 * j + 1]), v[1] = narrow_pair<Format::half>(acc[4 * j + 2], acc[4 * j + 3]);
-      } else {
+    for (int k = 0; k < S::kVectors; ++k) {
+      uint32_t v[S::kVector / 4] = {};
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = reinterpret_cast<const uint32_t&>(acc[4 * j + i]);
+      for (int j = k * S::kTogether; j < (k + 1) * S::kTogether && j < S::kChunks; ++j) {
+        if constexpr (S::kHalfSums) {
+          const int at = j % S::kTogether * 2;
+          v[at] = narrow_pair<Format::half>(acc[4 * j], acc[4 * j + 1]), v[at + 1] = narrow_pair<Format::half>(acc[4 * j + 2], acc[4 * j + 3]);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) v[i] = reinterpret_cast<const uint32_t&>(acc[4 * j + i]);
+        }
       }
-      store(j * kWarp * S::kVector + ((lane * S::kVector) ^ bank_mix<S>(j)), v);
+      store(k * kWarp * S::kVector + ((lane * S::kVector) ^ bank_mix<S>(k)), v);
     }
   };
-  if (owner != rank) return each_chunk([&](int at, const auto& v) { sm90::send(remote + at, barrier, v); });
-  each_chunk([&](int at, const auto& v) {
-    if constexpr (S::kHalfSums) {
+  if (owner != rank) return each_vector([&](int at, const auto& v) { sm90::send(remote + at, barrier, v); });
+  each_vector([&](int at, const auto& v) {
+    if constexpr (S::kVector == 8) {
       asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to + at), "r"(v[0]), "r"(v[1]) : "memory");
     } else {
       asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to + at), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
@@ -184,21 +191,25 @@ __device__ inline void send_sums(const Sum (&acc)[S::kTile / 2], char* received,
 template <class S, class Sum>
 __device__ inline void add_received(Sum (&v)[S::kUnits][4], const char* received, const Share<S>& my) {
 #pragma unroll
-  for (int u = 0; u < S::kUnits; ++u) {
-    const int j = my.chunk(u);
-    const char* at = received + (my.fragment * S::kChunks + j) * kWarp * S::kVector + ((my.source * S::kVector) ^ bank_mix<S>(j));
+  for (int u = 0; u < S::kUnits; u += S::kTogether) {
+    const int k = my.chunk(u) / S::kTogether;
+    const char* at = received + (my.fragment * S::kVectors + k) * kWarp * S::kVector + ((my.source * S::kVector) ^ bank_mix<S>(k));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[u][i] = 0;
+    for (int i = 0; i < 4 * S::kTogether; ++i) v[u + i / 4][i % 4] = 0;
 #pragma unroll
-    for (int k = 0; k < S::kSplit; ++k) {
+    for (int part = 0; part < S::kSplit; ++part) {
+      using Vector = std::conditional_t<S::kVector == 8, uint2, uint4>;
+      const Vector vector = *reinterpret_cast<const Vector*>(at + part * S::kSlotBytes);
+      const auto* x = reinterpret_cast<const uint32_t*>(&vector);
       if constexpr (S::kHalfSums) {
-        const uint2 x = *reinterpret_cast<const uint2*>(at + k * S::kSlotBytes);
-        const float2 f0 = __half22float2(reinterpret_cast<const __half2&>(x.x)), f1 = __half22float2(reinterpret_cast<const __half2&>(x.y));
-        v[u][0] += f0.x, v[u][1] += f0.y, v[u][2] += f1.x, v[u][3] += f1.y;
+#pragma unroll
+        for (int i = 0; i < 2 * S::kTogether; ++i) {
+          const float2 f = __half22float2(reinterpret_cast<const __half2&>(x[i]));
+          v[u + i / 2][i % 2 * 2] += f.x, v[u + i / 2][i % 2 * 2 + 1] += f.y;
+        }
       } else {
-        const uint4 x = *reinterpret_cast<const uint4*>(at + k * S::kSlotBytes);
-        v[u][0] += reinterpret_cast<const Sum&>(x.x), v[u][1] += reinterpret_cast<const Sum&>(x.y);
-        v[u][2] += reinterpret_cast<const Sum&>(x.z), v[u][3] += reinterpret_cast<const Sum&>(x.w);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[u][i] += reinterpret_cast<const Sum&>(x[i]);
       }
     }
   }
