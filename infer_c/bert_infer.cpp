@@ -177,12 +177,22 @@ class CudaRunner final : public Runner {
     stream_.wait();
   }
 
+  // Of the buckets that share a choice of algorithms the one with most rows: what is found does not depend on which of them came first.
+  Bucket largest_alike(const Bucket& bucket) const {
+    const int rows = std::min(encoder_->tuned_rows(bucket.rows), limits_.max_rows());
+    if (rows == bucket.rows) return bucket;
+    const int length = ceil_div(rows, bucket.max_seqlen) <= limits_.max_batch ? bucket.max_seqlen : limits_.max_length;
+    return {ceil_div(rows, length), length, rows};
+  }
+
   // Make sure a bucket's algorithms are chosen and, where graphs are on, its graph exists.
   void ready(const Bucket& bucket) {
     if (options_.graph ? graphs_.count(bucket) != 0 : seen_.count(bucket) != 0) return;
     gpu_.select();
-    upload_random(bucket);
-    encoder_->tune(stream_, inputs(), bucket, logits_.data());
+    const Bucket timed = encoder_->tuned(bucket) ? bucket : largest_alike(bucket);
+    upload_random(timed);
+    encoder_->tune(stream_, inputs(), timed, logits_.data());
+    if (timed.rows != bucket.rows) upload_random(bucket);
     encoder_->forward(stream_, inputs(), bucket, logits_.data());  // once outside the capture: libraries set themselves up
     stream_.wait();
     seen_[bucket] = true;

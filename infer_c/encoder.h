@@ -29,6 +29,8 @@ class Encoder {
   virtual ~Encoder() = default;
   // Choose algorithms for a bucket by timing; `in` holds a batch that fills it. Not during capture. May be called again.
   virtual void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) = 0;
+  // The most rows of a bucket that shares its choice with one of so many.
+  virtual int tuned_rows(int rows) const { return rows; }
   // Whether that is done for this bucket, or takes no time worth mentioning.
   virtual bool tuned(const Bucket&) const { return true; }
   // Enqueue everything; logits (rows, 2). Allocates nothing, so it can be captured once `tune` has seen the bucket.

@@ -62,6 +62,7 @@ class EncoderEightBit final : public Encoder {
   void tune(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {
     search_.run(stream, bucket.rows, [&] { forward(stream, in, bucket, logits); }, false);
   }
+  int tuned_rows(int rows) const override { return ProductSearch::row_key(rows); }
   bool tuned(const Bucket& bucket) const override { return search_.knows(bucket.rows); }
 
   void forward(cudaStream_t stream, const Inputs& in, const Bucket& bucket, float* logits) override {

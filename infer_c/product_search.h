@@ -30,6 +30,9 @@ class ProductSearch {
   // What was found for this many rows, or a fair guess.
   Choice at(int rows) const;
 
+  // The largest of the row counts that share a choice with this one.
+  static int row_key(int rows);
+
   // Whether this size class was searched, here or by an earlier run.
   bool knows(int rows) const { return choices_.count(row_key(rows)) != 0; }
 
@@ -45,7 +48,6 @@ class ProductSearch {
  private:
   void search(cudaStream_t stream, int rows, const std::function<void()>& pass, bool library);
   std::optional<Choice> known(const Json& list) const;
-  static int row_key(int rows);
   Variant guess(int rows, int product) const;
 
   Format format_;

@@ -116,13 +116,14 @@ inline float time_ratio(const Replay& a, const Replay& b, int runs, const Stopwa
 // where the two are far apart, unless one pass, `pass_ms` of b, takes as long as the clock does.
 inline float settled_time_ratio(const Replay& a, const Replay& b, float pass_ms, const Stopwatch& watch) {
   constexpr float kSettle = 60, kCount = 40;  // ms
+  constexpr size_t kMostRuns = 50;            // where they take no time, as on the emulator
   if (pass_ms < kSettle) {
     const float ratio = time_ratio(a, b, 2, watch);
     if (is_clear(ratio, 1.06f)) return ratio;
   }
   const auto run_for = [&](const Replay& replay, float limit) {
     std::vector<float> times;
-    for (float spent = 0; spent < limit && times.size() < limit; spent += times.back()) times.push_back(replay.milliseconds(watch));
+    for (float spent = 0; spent < limit && times.size() < kMostRuns; spent += times.back()) times.push_back(replay.milliseconds(watch));
     return median_of(times);
   };
   const auto settled = [&](const Replay& replay) {
