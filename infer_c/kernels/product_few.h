@@ -22,7 +22,7 @@ struct Cut {
   }
   __host__ __device__ constexpr int stage_bytes() const { return (rows + columns) * kLineBytes; }
   // Sums of all blocks that one of them receives: of 1 / split of the tile, from each; in FP16 of 16 columns at a time.
-  __host__ __device__ constexpr int received_bytes() const { return split > 1 ? rows * (half_sums ? (columns + 15) / 16 * 32 : columns * 4) : 0; }
+  __host__ __device__ constexpr int received_bytes() const { return split > 1 ? rows * (half_sums ? 2 * round_up(columns, 16) : 4 * columns) : 0; }
   // Scale, bias and factor of the columns, and the barriers.
   __host__ __device__ constexpr int side_bytes() const { return 3 * columns * 4 + (2 * kMaxStages + 2) * 8; }
 };

@@ -17,16 +17,16 @@ struct Shape {
   static constexpr int kGroups = kRows / 64, kWarps = 4 * kGroups, kThreads = (kWarps + kFeeders) * kWarp;
   static constexpr int kFragments = kWarps / kSplit;  // of 16 rows, finished by each block
   static_assert(kWarps % kSplit == 0 && kWarp % kSplit == 0);
-  static constexpr int kChunks = kTile / 8;                       // of 8 columns, of which a lane holds 4 sums
-  static constexpr int kLanes = kWarp / kSplit;                   // of a sender's warp whose sums one warp finishes
-  static constexpr int kUnits = (kChunks + kSplit - 1) / kSplit;  // chunks that a lane finishes
-  static constexpr int kTogether = kHalfSums && kUnits % 2 == 0 ? 2 : 1;               // chunks that a lane sends at once
-  static constexpr int kVectors = (kChunks + kTogether - 1) / kTogether;               // times that it sends
-  static constexpr int kVector = kTogether * (kHalfSums ? 8 : 16);                     // bytes
+  static constexpr int kChunks = kTile / 8;                               // of 8 columns, of which a lane holds 4 sums
+  static constexpr int kLanes = kWarp / kSplit;                           // of a sender's warp whose sums one warp finishes
+  static constexpr int kUnits = ceil_div(kChunks, kSplit);                // chunks that a lane finishes
+  static constexpr int kTogether = kHalfSums && kUnits % 2 == 0 ? 2 : 1;  // chunks that a lane sends at once
+  static constexpr int kVectors = ceil_div(kChunks, kTogether);           // times that it sends
+  static constexpr int kVector = kTogether * (kHalfSums ? 8 : 16);        // bytes
   static constexpr int kSlotBytes = kFragments * kVectors * kWarp * kVector;
   static_assert(kSplit == 1 || kSplit * kSlotBytes <= kReceivedBytes);
-  static constexpr int kRowLanes = 4 * kSplit;                    // lanes that hold a row
-  static constexpr int kHeld = kSplit == 4 ? 2 : 16 / kRowLanes;  // statistics of a row that a lane fetches ahead
+  static constexpr int kRowLanes = 4 * kSplit;                            // lanes that hold a row
+  static constexpr int kHeld = kSplit == 4 ? 2 : 16 / kRowLanes;          // statistics of a row that a lane fetches ahead
   // Two blocks a multiprocessor, so that the next kernel's can be there early, where the registers suffice.
   static constexpr int blocks(bool residual) {
     const int needed = kTile / 2 + (residual && kUnits > 4 ? 2 * kUnits : 0) + 28;
